@@ -1,0 +1,27 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod config;
+mod executor;
+mod kv;
+mod load;
+mod model;
+mod portable;
+mod rope;
+mod sampler;
+mod sequence;
+mod slot;
+mod stops;
+mod template;
+mod text;
+mod tokenizer;
+mod weights;
+mod worker;
+
+pub use config::{Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling};
+pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions};
+pub use sampler::{log_sum_exp, top_logits};
+pub use template::ChatTemplate;
+pub use text::TextCodec;
+pub use tokenizer::{Detokenizer, SpecialTokens, Tokenizer};

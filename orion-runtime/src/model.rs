@@ -1,0 +1,242 @@
+//! The runtime and its models, as the rest of the program sees them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use orion_core::{
+    Error, ErrorKind, Generation, GenerationEvent, Job, MetaValue, Model, ModelHeader, ModelInfo, Result, Runtime,
+    TokenId, WeightSource,
+};
+
+use crate::config::DecoderConfig;
+use crate::executor::Executor;
+use crate::kv::PAGE_TOKENS;
+use crate::load;
+use crate::portable::Portable;
+use crate::sequence::Prepared;
+use crate::text::TextCodec;
+use crate::weights::{self, WeightTable};
+use crate::worker::{Command, Evaluate, Limits, Worker};
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ExecutorKind {
+    /// candle tensors in 32-bit floats: every architecture and type, slow, exact.
+    #[default]
+    Portable,
+}
+
+/// Settings of a [`LocalRuntime`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RuntimeOptions {
+    /// What computes.
+    pub executor: ExecutorKind,
+    /// Sequences of one model that run together.
+    pub max_batch: usize,
+    /// Prompt tokens per step; between steps other sequences get their turn and cancellation is read.
+    pub prefill_chunk: usize,
+    /// Generations that may wait for a place in the batch before [`submit`](Model::submit) refuses more.
+    pub queue: usize,
+    /// Positions whose keys and values are kept, for running sequences and for prefix reuse; `None` for four full
+    /// contexts, at most 256 Ki. Memory is taken as it is used.
+    pub kv_tokens: Option<usize>,
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        Self {
+            executor: ExecutorKind::default(),
+            max_batch: 8,
+            prefill_chunk: 512,
+            queue: 64,
+            kv_tokens: None,
+        }
+    }
+}
+
+/// Runs models in this process.
+#[derive(Debug, Clone, Default)]
+pub struct LocalRuntime {
+    options: RuntimeOptions,
+}
+
+impl LocalRuntime {
+    /// A runtime with these settings.
+    #[must_use]
+    pub fn new(options: RuntimeOptions) -> Self {
+        Self { options }
+    }
+
+    /// Opens a model and returns as soon as its header is read and checked: weights go on arriving in the background,
+    /// and the first prompt runs through the layers that are there.
+    ///
+    /// # Errors
+    /// An architecture, option or tensor type that is not supported, by name; weights that contradict the
+    /// configuration, by tensor.
+    pub fn open(&self, source: Arc<dyn WeightSource>) -> Result<LocalModel> {
+        let options = &self.options;
+        for (name, value) in [("max_batch", options.max_batch), ("prefill_chunk", options.prefill_chunk)] {
+            if value == 0 {
+                return Err(Error::invalid(format!("{name} is 0")));
+            }
+        }
+        let header = source.header();
+        let mut config = DecoderConfig::from_header(header)?;
+        weights::resolve_rope_factors(&mut config, header, |reference| load::vector_f32(&*source, reference))?;
+        let table = WeightTable::new(header, &config)?;
+        let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
+        let config = Arc::new(config);
+        let info = info(header, &config, options.executor);
+        let executor: Box<dyn Executor> = match options.executor {
+            ExecutorKind::Portable => Box::new(Portable::new(config.clone(), table, source)?),
+        };
+        let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));
+        let limits = Limits {
+            max_batch: options.max_batch,
+            prefill_chunk: options.prefill_chunk,
+            max_pages: kv_tokens.div_ceil(PAGE_TOKENS),
+        };
+        let worker = Worker::new(config.clone(), codec.clone(), executor, limits);
+        let (work, commands) = bounded(options.max_batch);
+        let (jobs, waiting) = bounded(options.queue);
+        spawn("orion-model", move || worker.run(&commands))?;
+        let (forward, tokenise) = (work.clone(), codec.clone());
+        spawn("orion-prompt", move || prepare(&waiting, &forward, &tokenise))?;
+        Ok(LocalModel { info, config, codec, jobs, work })
+    }
+}
+
+impl Runtime for LocalRuntime {
+    fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
+        Ok(Arc::new(self.open(weights)?))
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(work);
+    thread.map(drop).map_err(|error| Error::io(error, format!("starting thread {name}")))
+}
+
+fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) -> ModelInfo {
+    let mut info = ModelInfo::new(config.architecture.name());
+    info.name = header.metadata.get("general.name").and_then(MetaValue::as_str).map(str::to_owned);
+    info.context_length = config.context_length;
+    info.parameters = header.tensors.iter().map(orion_core::TensorInfo::elements).sum();
+    info.weight_bytes = match executor {
+        ExecutorKind::Portable => 4 * info.parameters,
+    };
+    info.kv_bytes_per_token = (2 * config.layers.len() * config.kv_width() * size_of::<f32>()) as u64;
+    info.executor = match executor {
+        ExecutorKind::Portable => "portable (candle, f32)".into(),
+    };
+    info
+}
+
+/// Turns prompts into tokens, off the caller's thread and off the worker's.
+fn prepare(jobs: &Receiver<(Job, Instant)>, worker: &Sender<Command>, codec: &TextCodec) {
+    for (mut job, submitted) in jobs {
+        let encoded = job.generation.validate().and_then(|()| codec.encode(&job.generation));
+        match encoded {
+            Ok(tokens) => {
+                let sent = worker.send(Command::Generate(Prepared { tokens, job, submitted }));
+                if let Err(crossbeam_channel::SendError(Command::Generate(mut prepared))) = sent {
+                    prepared.job.sink.event(GenerationEvent::Failed(worker_gone()));
+                }
+            }
+            Err(error) => {
+                job.sink.event(GenerationEvent::Failed(error));
+            }
+        }
+    }
+}
+
+fn worker_gone() -> Error {
+    Error::new(ErrorKind::Internal, "the model's worker has ended")
+}
+
+/// A model of a [`LocalRuntime`]. Dropping it ends what it still does with
+/// [`Rejected`](ErrorKind::Rejected).
+#[derive(Debug)]
+pub struct LocalModel {
+    info: ModelInfo,
+    config: Arc<DecoderConfig>,
+    codec: Arc<TextCodec>,
+    jobs: Sender<(Job, Instant)>,
+    work: Sender<Command>,
+}
+
+/// Which positions [`LocalModel::evaluate`] reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// All of them.
+    All,
+    /// The last one.
+    Last,
+}
+
+impl LocalModel {
+    /// The options the model was read with.
+    #[must_use]
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The model's vocabulary and chat template.
+    #[must_use]
+    pub fn codec(&self) -> &TextCodec {
+        &self.codec
+    }
+
+    /// Runs exactly `tokens` from an empty context and calls `each` with a position and its logits, `[vocab_size]`,
+    /// after the final soft-cap. Blocks until all have been seen.
+    ///
+    /// # Errors
+    /// No token, a token outside the vocabulary, more tokens than the context holds, or a failure of the model.
+    pub fn evaluate(
+        &self,
+        tokens: &[TokenId],
+        positions: Positions,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::invalid("no tokens were given"));
+        }
+        self.codec.check(tokens)?;
+        let (reply, rows) = bounded(1);
+        let last_only = positions == Positions::Last;
+        let wanted = if last_only { 1 } else { tokens.len() };
+        let evaluate = Evaluate { tokens: tokens.to_vec(), last_only, reply };
+        self.work.send(Command::Evaluate(evaluate)).map_err(|_| worker_gone())?;
+        for _ in 0..wanted {
+            let (position, logits) = rows.recv().map_err(|_| worker_gone())??;
+            each(position, &logits);
+        }
+        Ok(())
+    }
+
+    /// Forgets the prompts whose keys and values are kept for reuse.
+    pub fn forget_prefixes(&self) {
+        // Without a worker there is nothing to forget.
+        self.work.send(Command::ForgetPrefixes).ok();
+    }
+}
+
+impl Model for LocalModel {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn submit(&self, job: Job) -> Result<()> {
+        self.jobs.try_send((job, Instant::now())).map_err(|error| match error {
+            TrySendError::Full(_) => Error::new(ErrorKind::Rejected, "the model's queue is full, try again later"),
+            TrySendError::Disconnected(_) => worker_gone(),
+        })
+    }
+
+    fn count_tokens(&self, generation: &Generation) -> Result<usize> {
+        self.codec.encode(generation).map(|tokens| tokens.len())
+    }
+}

@@ -1,0 +1,90 @@
+//! Weights that arrive while the model already computes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use orion_core::{Error, ErrorKind, Result};
+
+/// A place for something that is still being loaded.
+pub(crate) type Slot<T> = OnceLock<T>;
+
+/// How often a waiting computation looks whether it was cancelled.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where computation waits for the loading thread.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    failure: Mutex<Option<(ErrorKind, String)>>,
+    changed: Condvar,
+    abandoned: AtomicBool,
+}
+
+impl Arrivals {
+    /// Fills a slot and wakes who waits for it.
+    pub(crate) fn fill<T>(&self, slot: &Slot<T>, value: T) {
+        let held = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        // A slot is filled once, by the one loading thread.
+        slot.set(value).ok();
+        drop(held);
+        self.changed.notify_all();
+    }
+
+    /// Nothing more will come.
+    pub(crate) fn fail(&self, error: &Error) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert((error.kind(), error.to_string()));
+        drop(failure);
+        self.changed.notify_all();
+    }
+
+    /// Nobody needs the rest.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// The slot's content once it is there.
+    pub(crate) fn wait<'a, T>(&self, slot: &'a Slot<T>, stop: &dyn Fn() -> bool) -> Result<&'a T> {
+        if let Some(value) = slot.get() {
+            return Ok(value);
+        }
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(value) = slot.get() {
+                return Ok(value);
+            }
+            if let Some((kind, message)) = &*failure {
+                return Err(Error::new(*kind, message.clone()));
+            }
+            if stop() {
+                return Err(Error::new(ErrorKind::Cancelled, "cancelled while its weights were loading"));
+            }
+            (failure, _) = self.changed.wait_timeout(failure, POLL).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_waiter_gets_the_value_the_failure_or_its_own_cancellation() {
+        let shared = Arc::new((Arrivals::default(), Slot::new(), Slot::<u32>::new()));
+        let waiter = shared.clone();
+        let thread = std::thread::spawn(move || {
+            let first = *waiter.0.wait(&waiter.1, &|| false).unwrap();
+            (first, waiter.0.wait(&waiter.2, &|| false).unwrap_err().kind())
+        });
+        shared.0.fill(&shared.1, 7);
+        shared.0.fail(&Error::corrupt("bad shard"));
+        assert_eq!(thread.join().unwrap(), (7, ErrorKind::Corrupt));
+        let fresh = Arrivals::default();
+        assert_eq!(fresh.wait(&Slot::<u32>::new(), &|| true).unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+}
