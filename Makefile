@@ -1,0 +1,63 @@
+# What a person types. `make` alone lists it.
+
+PYTHON ?= python3
+PROMPT ?= Explain in three sentences why the sky is blue.
+MODEL  ?= $(shell $(PYTHON) scripts/models.py --print-path smollm2)
+
+CARGO := cargo
+ORION := $(CARGO) run --quiet --release -p orion-cli --
+# nextest runs each test in a process of its own and prints a summary; without it cargo's own runner serves.
+TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
+
+.DEFAULT_GOAL := help
+.PHONY: help run chat models models-gemma build test test-unit check lint lint-fix format doc deny
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Use
+run: models ## Let a real model answer: make run PROMPT="…"
+	$(ORION) generate --model "$(MODEL)" --prompt "$(PROMPT)"
+
+chat: models ## Talk to it
+	$(ORION) chat --model "$(MODEL)"
+
+models: ## Fetch SmolLM2 and MiniLM (177 MB, once), verified, into a cache outside the repository
+	$(PYTHON) scripts/models.py
+
+models-gemma: ## Fetch Gemma 3 270M (240 MB, once); the Gemma terms of use apply
+	$(PYTHON) scripts/models.py gemma
+
+##@ Build and test
+build: ## Build everything, optimised
+	$(CARGO) build --release --workspace --all-targets
+
+test: models ## Run every test, the doctests too
+	$(CARGO) $(TEST) --release --workspace
+	$(CARGO) test --quiet --release --workspace --doc
+
+test-unit: ## Run the tests inside the crates only; needs no model
+	$(CARGO) test --quiet --release --workspace --lib --bins
+
+##@ Before a commit
+check: lint doc deny test ## Everything CI checks: format, clippy, docs, dependencies, tests
+
+lint: ## Check format and clippy, warnings refused
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+lint-fix: ## Let clippy repair what it can, then format
+	$(CARGO) clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+format: ## Format the code
+	$(CARGO) fmt --all
+
+doc: ## Build the documentation, warnings refused
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps
+
+deny: ## Check licences, sources and duplicates of the dependencies
+	@$(CARGO) deny --version >/dev/null 2>&1 || scripts/install-deny.sh
+	$(CARGO) deny --workspace check bans licenses sources

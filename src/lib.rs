@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub use orion_core::{
+    CancelToken, Candidate, Catalog, Clock, Completion, Decision, Digest, Embedder, Error, ErrorKind,
+    FileSpec, FinishReason, Flow, Gate, Generation, GenerationEvent, Health, Job, ManualClock, MemoryBudget,
+    Message, MetaArray, MetaValue, Model, ModelFormat, ModelHeader, ModelId, ModelInfo, ModelSpec, Observer,
+    Operation, Outcome, Permit, Prompt, Query, Ranked, Refused, RequestId, Reservation, Result, Role, Router,
+    Runtime, SamplingParams, StringTable, SystemClock, TensorBytes, TensorInfo, TensorType, TileLayout,
+    Timestamp, Timings, TokenId, TokenLogprob, TokenSink, Usage, WeightSource, state,
+};
