@@ -1,0 +1,6 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
+
+mod blocks;
+
+pub use blocks::dequantize;
