@@ -2,6 +2,15 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod stream;
+mod wire;
+
+pub use orion_formats as formats;
+pub use orion_loader as loader;
+pub use orion_runtime as runtime;
+pub use stream::{ModelExt, TokenStream};
+pub use wire::open;
+
 pub use orion_core::{
     CancelToken, Candidate, Catalog, Clock, Completion, Decision, Digest, Embedder, Error, ErrorKind,
     FileSpec, FinishReason, Flow, Gate, Generation, GenerationEvent, Health, Job, ManualClock, MemoryBudget,

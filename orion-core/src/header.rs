@@ -109,6 +109,34 @@ pub enum MetaArray {
     Array(Vec<MetaArray>),
 }
 
+impl MetaArray {
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::U8(list) => list.len(),
+            Self::I8(list) => list.len(),
+            Self::U16(list) => list.len(),
+            Self::I16(list) => list.len(),
+            Self::U32(list) => list.len(),
+            Self::I32(list) => list.len(),
+            Self::U64(list) => list.len(),
+            Self::I64(list) => list.len(),
+            Self::F32(list) => list.len(),
+            Self::F64(list) => list.len(),
+            Self::Bool(list) => list.len(),
+            Self::Str(list) => list.len(),
+            Self::Array(list) => list.len(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]

@@ -7,6 +7,7 @@ mod executor;
 mod kv;
 mod load;
 mod model;
+mod perplexity;
 mod portable;
 mod rope;
 mod sampler;
@@ -20,7 +21,8 @@ mod weights;
 mod worker;
 
 pub use config::{Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling};
-pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions};
+pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
+pub use perplexity::Perplexity;
 pub use sampler::{log_sum_exp, top_logits};
 pub use template::ChatTemplate;
 pub use text::TextCodec;

@@ -11,7 +11,7 @@ use crate::weights::{Layer, MatrixRef, VectorRef, WeightTable};
 /// A decoder's weights as an executor holds them: matrices `M`, vectors `V`.
 #[derive(Debug)]
 pub(crate) struct Weights<M, V> {
-    pub(crate) arrivals: Arrivals,
+    pub(crate) arrivals: Arc<Arrivals>,
     pub(crate) embedding: Slot<M>,
     pub(crate) layers: Vec<Slot<Layer<M, V>>>,
     pub(crate) output_norm: Slot<V>,
@@ -20,9 +20,9 @@ pub(crate) struct Weights<M, V> {
 }
 
 impl<M, V> Weights<M, V> {
-    pub(crate) fn new(layers: usize) -> Self {
+    pub(crate) fn new(layers: usize, arrivals: Arc<Arrivals>) -> Self {
         Self {
-            arrivals: Arrivals::default(),
+            arrivals,
             embedding: Slot::new(),
             layers: (0..layers).map(|_| Slot::new()).collect(),
             output_norm: Slot::new(),

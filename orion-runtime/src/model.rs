@@ -15,6 +15,7 @@ use crate::kv::PAGE_TOKENS;
 use crate::load;
 use crate::portable::Portable;
 use crate::sequence::Prepared;
+use crate::slot::Arrivals;
 use crate::text::TextCodec;
 use crate::weights::{self, WeightTable};
 use crate::worker::{Command, Evaluate, Limits, Worker};
@@ -89,9 +90,10 @@ impl LocalRuntime {
         let table = WeightTable::new(header, &config)?;
         let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
         let config = Arc::new(config);
+        let arrivals = Arc::new(Arrivals::new(table.parts()));
         let info = info(header, &config, options.executor);
         let executor: Box<dyn Executor> = match options.executor {
-            ExecutorKind::Portable => Box::new(Portable::new(config.clone(), table, source)?),
+            ExecutorKind::Portable => Box::new(Portable::new(config.clone(), table, source, arrivals.clone())?),
         };
         let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));
         let limits = Limits {
@@ -105,8 +107,21 @@ impl LocalRuntime {
         spawn("orion-model", move || worker.run(&commands))?;
         let (forward, tokenise) = (work.clone(), codec.clone());
         spawn("orion-prompt", move || prepare(&waiting, &forward, &tokenise))?;
-        Ok(LocalModel { info, config, codec, jobs, work })
+        Ok(LocalModel { info, config, codec, arrivals, jobs, work })
     }
+}
+
+/// Checks that a model could be loaded, without reading its weights: configuration, tensor table, vocabulary, template.
+///
+/// # Errors
+/// What [`LocalRuntime::open`] would say.
+pub fn check(source: &dyn WeightSource) -> Result<DecoderConfig> {
+    let header = source.header();
+    let mut config = DecoderConfig::from_header(header)?;
+    weights::resolve_rope_factors(&mut config, header, |reference| load::vector_f32(source, reference))?;
+    WeightTable::new(header, &config)?;
+    TextCodec::from_header(header, config.vocab_size)?;
+    Ok(config)
 }
 
 impl Runtime for LocalRuntime {
@@ -164,6 +179,7 @@ pub struct LocalModel {
     info: ModelInfo,
     config: Arc<DecoderConfig>,
     codec: Arc<TextCodec>,
+    arrivals: Arc<Arrivals>,
     jobs: Sender<(Job, Instant)>,
     work: Sender<Command>,
 }
@@ -188,6 +204,20 @@ impl LocalModel {
     #[must_use]
     pub fn codec(&self) -> &TextCodec {
         &self.codec
+    }
+
+    /// Parts of the weights that have arrived, and parts in all.
+    #[must_use]
+    pub fn load_progress(&self) -> (usize, usize) {
+        self.arrivals.progress()
+    }
+
+    /// Blocks until all weights have arrived. Not needed before a generation: it starts with the first layer.
+    ///
+    /// # Errors
+    /// What made loading fail.
+    pub fn wait_loaded(&self) -> Result<()> {
+        self.arrivals.wait_all()
     }
 
     /// Runs exactly `tokens` from an empty context and calls `each` with a position and its logits, `[vocab_size]`,

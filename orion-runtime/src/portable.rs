@@ -12,6 +12,7 @@ use crate::executor::{Chunk, Executor, Rows};
 use crate::kv::PAGE_TOKENS;
 use crate::load::{self, Weights};
 use crate::rope::RopeTable;
+use crate::slot::Arrivals;
 use crate::weights::{Layer, WeightTable};
 
 /// A projection. `weight: [rows, cols]`, `bias: [rows]`
@@ -61,9 +62,10 @@ impl Portable {
         config: Arc<DecoderConfig>,
         table: WeightTable,
         source: Arc<dyn WeightSource>,
+        arrivals: Arc<Arrivals>,
     ) -> Result<Self> {
         let device = Device::Cpu;
-        let weights = Arc::new(PortableWeights::new(config.layers.len()));
+        let weights = Arc::new(PortableWeights::new(config.layers.len(), arrivals));
         let target = device.clone();
         load::spawn(&weights, move |weights| {
             let vector = |reference: &_| {

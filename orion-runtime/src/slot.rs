@@ -1,6 +1,6 @@
 //! Weights that arrive while the model already computes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -18,14 +18,39 @@ pub(crate) struct Arrivals {
     failure: Mutex<Option<(ErrorKind, String)>>,
     changed: Condvar,
     abandoned: AtomicBool,
+    filled: AtomicUsize,
+    total: usize,
 }
 
 impl Arrivals {
+    /// For `total` slots.
+    pub(crate) fn new(total: usize) -> Self {
+        Self { total, ..Self::default() }
+    }
+
+    /// Slots filled, and slots in all.
+    pub(crate) fn progress(&self) -> (usize, usize) {
+        (self.filled.load(Ordering::Acquire), self.total)
+    }
+
+    /// Blocks until every slot is filled.
+    pub(crate) fn wait_all(&self) -> Result<()> {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.filled.load(Ordering::Acquire) < self.total {
+            if let Some((kind, message)) = &*failure {
+                return Err(Error::new(*kind, message.clone()));
+            }
+            (failure, _) = self.changed.wait_timeout(failure, POLL).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
     /// Fills a slot and wakes who waits for it.
     pub(crate) fn fill<T>(&self, slot: &Slot<T>, value: T) {
         let held = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // A slot is filled once, by the one loading thread.
         slot.set(value).ok();
+        self.filled.fetch_add(1, Ordering::AcqRel);
         drop(held);
         self.changed.notify_all();
     }

@@ -7,7 +7,7 @@ use orion_core::{Error, ErrorKind, ModelFormat, ModelHeader, Result};
 use crate::config::{DecoderConfig, RopeScaling};
 
 /// Consecutive rows of a stored matrix, `[rows, cols]`, and their bias. Fused projections become several of these.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct MatrixRef {
     pub(crate) tensor: usize,
     pub(crate) first_row: usize,
@@ -17,7 +17,7 @@ pub(crate) struct MatrixRef {
 }
 
 /// Consecutive elements of a stored vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct VectorRef {
     pub(crate) tensor: usize,
     pub(crate) first: usize,
@@ -200,6 +200,11 @@ fn slice(whole: &MatrixRef, first: usize, rows: usize) -> MatrixRef {
 }
 
 impl WeightTable {
+    /// Number of parts a decoder is loaded in: embedding, layers, norm, head.
+    pub(crate) fn parts(&self) -> usize {
+        self.layers.len() + 2 + usize::from(self.head.is_some())
+    }
+
     /// Finds every weight the configuration asks for and refuses any it does not know: a tensor that is passed over
     /// would change what the model says.
     pub(crate) fn new(header: &ModelHeader, config: &DecoderConfig) -> Result<Self> {

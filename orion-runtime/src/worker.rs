@@ -358,3 +358,6 @@ fn cancelled_unstarted(prepared: &Prepared) -> Completion {
     let timings = Timings { queue: waited, ..Timings::default() };
     Completion::new(FinishReason::Cancelled, String::new(), Vec::new(), usage, timings)
 }
+
+#[cfg(test)]
+mod tests;

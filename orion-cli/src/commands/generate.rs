@@ -1,0 +1,127 @@
+use std::time::Instant;
+
+use clap::Args;
+use orion::{
+    Completion, Generation, GenerationEvent, Message, ModelExt, Prompt, Result, Role, SamplingParams, TokenLogprob,
+};
+use serde_json::{Value, json};
+
+use super::model::{ModelArgs, SamplingArgs};
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What to answer, or with --raw what to continue
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Instructions for the whole conversation
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Stop after N tokens
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    max_tokens: u32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Report the N likeliest candidates of each token (with --json)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    logprobs: u8,
+    /// Continue the text as it stands, without the model's chat template
+    #[arg(long)]
+    raw: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Generate {
+    pub(crate) fn run(&self) -> Result<()> {
+        let generation = self.generation();
+        generation.validate()?;
+        let began = Instant::now();
+        let model = self.model.open()?;
+        let mut logprobs = Vec::new();
+        let mut done = None;
+        for event in model.stream(generation)? {
+            match event {
+                GenerationEvent::Token { id, text, logprobs: list } => {
+                    if !self.json {
+                        output::print(&text)?;
+                    }
+                    logprobs.extend(list.map(|(own, top)| logprob_json(TokenLogprob { id, logprob: own }, &top)));
+                }
+                GenerationEvent::Done(completion) => done = Some(completion),
+                GenerationEvent::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+        let ttft_process = began.elapsed();
+        let done = done.ok_or_else(|| orion::Error::new(orion::ErrorKind::Internal, "no answer came"))?;
+        if self.json {
+            model.wait_loaded()?;
+            return output::print_json(&self.report(&done, &logprobs));
+        }
+        output::print("\n")?;
+        let rate = |tokens: u32, seconds: f64| f64::from(tokens) / seconds.max(1e-9);
+        eprintln!(
+            "\n{} prompt tokens, {} generated; first token after {:.2} s, {:.1} tokens/s; {:.1} s in all",
+            done.usage.prompt_tokens,
+            done.usage.completion_tokens,
+            done.timings.ttft.as_secs_f64(),
+            rate(done.usage.completion_tokens.saturating_sub(1), done.timings.decode.as_secs_f64()),
+            ttft_process.as_secs_f64(),
+        );
+        Ok(())
+    }
+
+    fn generation(&self) -> Generation {
+        let prompt = if self.raw {
+            Prompt::Text(self.prompt.clone())
+        } else {
+            let system = self.system.iter().map(|text| Message::new(Role::System, text));
+            Prompt::Chat(system.chain([Message::new(Role::User, &self.prompt)]).collect())
+        };
+        let mut base = SamplingParams::greedy();
+        if !self.raw {
+            // Small chat models repeat themselves without it.
+            base.repetition_penalty = 1.1;
+        }
+        let mut generation = Generation::new(prompt).sampling(self.sampling.over(base)).max_tokens(self.max_tokens);
+        generation.stop.clone_from(&self.stop);
+        generation.logprobs = self.logprobs;
+        generation
+    }
+
+    fn report(&self, done: &Completion, logprobs: &[Value]) -> Value {
+        let (usage, timings) = (done.usage, done.timings);
+        let rate = |tokens: u32, seconds: f64| (seconds > 0.0).then(|| f64::from(tokens) / seconds);
+        let computed = usage.prompt_tokens - usage.cached_tokens;
+        let mut report = json!({
+            "text": done.text,
+            "token_ids": done.tokens,
+            "finish_reason": done.reason,
+            "usage": usage,
+            "timings": {
+                "queue_s": timings.queue.as_secs_f64(),
+                "ttft_s": timings.ttft.as_secs_f64(),
+                "prefill_s": timings.prefill.as_secs_f64(),
+                "decode_s": timings.decode.as_secs_f64(),
+                "prefill_tps": rate(computed, timings.prefill.as_secs_f64()),
+                "decode_tps": rate(usage.completion_tokens.saturating_sub(1), timings.decode.as_secs_f64()),
+            },
+            "peak_rss_mb": output::peak_rss_mb(),
+        });
+        if self.logprobs > 0 {
+            report["logprobs"] = logprobs.into();
+        }
+        report
+    }
+}
+
+fn logprob_json(own: TokenLogprob, top: &[TokenLogprob]) -> Value {
+    json!({ "id": own.id, "logprob": own.logprob, "top": top })
+}

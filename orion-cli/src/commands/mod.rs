@@ -1,0 +1,45 @@
+//! The commands, one file each.
+
+mod bench;
+mod chat;
+mod eval;
+mod generate;
+mod inspect;
+mod logits;
+mod model;
+mod tokenize;
+
+use clap::Subcommand;
+use orion::Result;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer one prompt
+    Generate(generate::Generate),
+    /// Talk with a model
+    Chat(chat::Chat),
+    /// Say what a file is, and whether it could be loaded
+    Inspect(inspect::Inspect),
+    /// Turn text into token ids
+    Tokenize(tokenize::Tokenize),
+    /// Print the logits after each of the given tokens
+    Logits(logits::Logits),
+    /// Measure the perplexity of a text
+    Eval(eval::Eval),
+    /// Measure the speed of prefill and decode
+    Bench(bench::Bench),
+}
+
+impl Command {
+    pub(crate) fn run(&self) -> Result<()> {
+        match self {
+            Self::Generate(command) => command.run(),
+            Self::Chat(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Tokenize(command) => command.run(),
+            Self::Logits(command) => command.run(),
+            Self::Eval(command) => command.run(),
+            Self::Bench(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Arguments that say which model to run and how.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use orion::runtime::{ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
+use orion::{Result, SamplingParams};
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// A GGUF file, a safetensors file or index, or a directory with config.json
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Threads that compute [default: as many as the machine gives this process]
+    #[arg(long, short = 't', value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// What computes: the fast kernels or the portable reference
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub(crate) executor: Executor,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Executor {
+    #[default]
+    Portable,
+}
+
+impl ModelArgs {
+    /// Threads that compute.
+    pub(crate) fn threads(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.run.threads.map_or_else(available, usize::from)
+    }
+
+    pub(crate) fn open(&self) -> Result<LocalModel> {
+        let mut options = RuntimeOptions::default();
+        options.executor = match self.run.executor {
+            Executor::Portable => ExecutorKind::Portable,
+        };
+        LocalRuntime::new(options).open(orion::loader::open(&self.model)?)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// 0 always takes the likeliest token; higher is more varied
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
+    /// Choose among the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<u32>,
+    /// Choose among the likeliest tokens that make up this share
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Leave out tokens less likely than this share of the likeliest
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+    /// Above 1 avoids what was said before
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Less for each time a token was used before
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Less for a token that was used before
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// The same seed gives the same answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+impl SamplingArgs {
+    /// What was asked for, over `base`.
+    pub(crate) fn over(&self, base: SamplingParams) -> SamplingParams {
+        let mut params = base;
+        params.temperature = self.temperature.unwrap_or(params.temperature);
+        params.top_k = self.top_k.unwrap_or(params.top_k);
+        params.top_p = self.top_p.unwrap_or(params.top_p);
+        params.min_p = self.min_p.unwrap_or(params.min_p);
+        params.repetition_penalty = self.repetition_penalty.unwrap_or(params.repetition_penalty);
+        params.frequency_penalty = self.frequency_penalty.unwrap_or(params.frequency_penalty);
+        params.presence_penalty = self.presence_penalty.unwrap_or(params.presence_penalty);
+        params.seed = self.seed;
+        params
+    }
+}
+
+/// Token ids as people type them: `1,2,3`.
+pub(crate) fn parse_tokens(text: &str) -> Result<Vec<orion::TokenId>> {
+    let bad = |part: &str| orion::Error::invalid(format!("{part:?} is no token id; give them as 1,2,3"));
+    text.split(',').map(|part| part.trim().parse().map(orion::TokenId).map_err(|_| bad(part))).collect()
+}

@@ -1,0 +1,41 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use orion::runtime::{SpecialTokens, TextCodec};
+use orion::Result;
+use serde_json::json;
+
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct Tokenize {
+    /// The model whose vocabulary to use; its weights are not read
+    #[arg(long, value_name = "PATH")]
+    model: PathBuf,
+    /// The text
+    #[arg(long, value_name = "TEXT")]
+    text: String,
+    /// Read strings that spell special tokens as these tokens
+    #[arg(long)]
+    special: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Tokenize {
+    pub(crate) fn run(&self) -> Result<()> {
+        let source = orion::loader::open(&self.model)?;
+        let codec = TextCodec::from_header(source.header(), usize::MAX)?;
+        let special = if self.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
+        let ids = codec.tokenizer()?.encode(&self.text, special)?;
+        if self.json {
+            return output::print_json(&json!({ "ids": ids }));
+        }
+        for id in ids {
+            let bytes = codec.tokenizer()?.token_bytes(id);
+            output::print(&format!("{id:>8}  {:?}\n", String::from_utf8_lossy(&bytes)))?;
+        }
+        Ok(())
+    }
+}

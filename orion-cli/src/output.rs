@@ -1,0 +1,42 @@
+//! What the commands print, for people and for programs.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use orion::{Error, Result};
+use serde::Serialize;
+
+/// Prints an error where it is looked for and picks the exit status.
+pub(crate) fn report(error: &Error, json: bool) -> ExitCode {
+    if json {
+        let value = serde_json::json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } });
+        // A reader that is gone cannot be told anything.
+        writeln!(io::stdout(), "{value}").ok();
+    } else {
+        writeln!(io::stderr(), "orion: {error}").ok();
+    }
+    ExitCode::from(if error.kind().is_bad_input() { 2 } else { 1 })
+}
+
+/// Prints one JSON object on a line of its own.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Error::new(orion::ErrorKind::Internal, error.to_string()).with_source(error))?;
+    print(&format!("{text}\n"))
+}
+
+/// Prints text at once.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::io(error, "standard output"))
+}
+
+/// The process's largest resident set so far, in MiB, where the system tells.
+pub(crate) fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
