@@ -212,6 +212,12 @@ impl LocalModel {
         self.arrivals.progress()
     }
 
+    /// How long the weights took to arrive, once they all have.
+    #[must_use]
+    pub fn load_time(&self) -> Option<std::time::Duration> {
+        self.arrivals.took()
+    }
+
     /// Blocks until all weights have arrived. Not needed before a generation: it starts with the first layer.
     ///
     /// # Errors

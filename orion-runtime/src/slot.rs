@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use orion_core::{Error, ErrorKind, Result};
 
@@ -13,19 +13,35 @@ pub(crate) type Slot<T> = OnceLock<T>;
 const POLL: Duration = Duration::from_millis(20);
 
 /// Where computation waits for the loading thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Arrivals {
     failure: Mutex<Option<(ErrorKind, String)>>,
     changed: Condvar,
     abandoned: AtomicBool,
     filled: AtomicUsize,
     total: usize,
+    began: Instant,
+    /// From the beginning to the last slot.
+    took: OnceLock<Duration>,
 }
 
 impl Arrivals {
     /// For `total` slots.
     pub(crate) fn new(total: usize) -> Self {
-        Self { total, ..Self::default() }
+        Self {
+            failure: Mutex::new(None),
+            changed: Condvar::new(),
+            abandoned: AtomicBool::new(false),
+            filled: AtomicUsize::new(0),
+            total,
+            began: Instant::now(),
+            took: OnceLock::new(),
+        }
+    }
+
+    /// How long it took until the last slot was filled, once it is.
+    pub(crate) fn took(&self) -> Option<Duration> {
+        self.took.get().copied()
     }
 
     /// Slots filled, and slots in all.
@@ -50,7 +66,9 @@ impl Arrivals {
         let held = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         // A slot is filled once, by the one loading thread.
         slot.set(value).ok();
-        self.filled.fetch_add(1, Ordering::AcqRel);
+        if self.filled.fetch_add(1, Ordering::AcqRel) + 1 == self.total {
+            self.took.get_or_init(|| self.began.elapsed());
+        }
         drop(held);
         self.changed.notify_all();
     }
@@ -100,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_waiter_gets_the_value_the_failure_or_its_own_cancellation() {
-        let shared = Arc::new((Arrivals::default(), Slot::new(), Slot::<u32>::new()));
+        let shared = Arc::new((Arrivals::new(2), Slot::new(), Slot::<u32>::new()));
         let waiter = shared.clone();
         let thread = std::thread::spawn(move || {
             let first = *waiter.0.wait(&waiter.1, &|| false).unwrap();
@@ -109,7 +127,7 @@ mod tests {
         shared.0.fill(&shared.1, 7);
         shared.0.fail(&Error::corrupt("bad shard"));
         assert_eq!(thread.join().unwrap(), (7, ErrorKind::Corrupt));
-        let fresh = Arrivals::default();
+        let fresh = Arrivals::new(1);
         assert_eq!(fresh.wait(&Slot::<u32>::new(), &|| true).unwrap_err().kind(), ErrorKind::Cancelled);
     }
 }

@@ -63,7 +63,8 @@ impl Generate {
         let done = done.ok_or_else(|| orion::Error::new(orion::ErrorKind::Internal, "no answer came"))?;
         if self.json {
             model.wait_loaded()?;
-            return output::print_json(&self.report(&done, &logprobs));
+            let load_s = model.load_time().map(|time| time.as_secs_f64());
+            return output::print_json(&self.report(&done, load_s, &logprobs));
         }
         output::print("\n")?;
         let rate = |tokens: u32, seconds: f64| f64::from(tokens) / seconds.max(1e-9);
@@ -96,7 +97,7 @@ impl Generate {
         generation
     }
 
-    fn report(&self, done: &Completion, logprobs: &[Value]) -> Value {
+    fn report(&self, done: &Completion, load_s: Option<f64>, logprobs: &[Value]) -> Value {
         let (usage, timings) = (done.usage, done.timings);
         let rate = |tokens: u32, seconds: f64| (seconds > 0.0).then(|| f64::from(tokens) / seconds);
         let computed = usage.prompt_tokens - usage.cached_tokens;
@@ -106,6 +107,7 @@ impl Generate {
             "finish_reason": done.reason,
             "usage": usage,
             "timings": {
+                "load_s": load_s,
                 "queue_s": timings.queue.as_secs_f64(),
                 "ttft_s": timings.ttft.as_secs_f64(),
                 "prefill_s": timings.prefill.as_secs_f64(),
