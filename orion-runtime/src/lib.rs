@@ -24,6 +24,6 @@ pub use config::{Activation, Architecture, DecoderConfig, LayerOptions, RopeConf
 pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
 pub use perplexity::Perplexity;
 pub use sampler::{log_sum_exp, top_logits};
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, RenderOptions, RenderedPrompt};
 pub use text::TextCodec;
 pub use tokenizer::{Detokenizer, SpecialTokens, Tokenizer};

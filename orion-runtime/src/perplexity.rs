@@ -35,7 +35,7 @@ impl LocalModel {
         mut progress: impl FnMut(usize, usize, f64),
     ) -> Result<Perplexity> {
         let tokenizer = self.codec().tokenizer()?;
-        let tokens = tokenizer.encode_with_bos(text, SpecialTokens::Plain)?;
+        let tokens = tokenizer.encode_framed(text, SpecialTokens::Plain)?;
         if context < 4 || context > self.config().context_length {
             let most = self.config().context_length;
             return Err(Error::invalid(format!("context is {context}, expected 4 to {most}")));

@@ -35,7 +35,7 @@ pub(crate) struct Sequence {
     /// Length at which generation ends.
     limit: usize,
     sampler: Sampler,
-    detokenizer: Option<Detokenizer>,
+    detokenizer: Detokenizer,
     stops: StopMatcher,
     text: String,
     pub(crate) paused: bool,
@@ -54,7 +54,6 @@ impl Sequence {
         cached: usize,
         long: bool,
         context: usize,
-        codec: &TextCodec,
     ) -> Self {
         let Prepared { tokens, job, submitted } = prepared;
         let prompt_len = tokens.len();
@@ -62,7 +61,7 @@ impl Sequence {
         let mut sequence = Self {
             sampler: Sampler::new(job.generation.sampling.clone()),
             stops: StopMatcher::new(job.generation.stop.clone()),
-            detokenizer: codec.detokenizer(),
+            detokenizer: Detokenizer::continuing(),
             limit: prompt_len.saturating_add(most).min(context + 1),
             generation: job.generation,
             cancel: job.cancel,
@@ -130,8 +129,7 @@ impl Sequence {
             return Ok(Some(FinishReason::Stop));
         }
         self.tokens.push(id);
-        let piece = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(id)).transpose()?;
-        let (text, hit) = self.stops.push(&piece.unwrap_or_default());
+        let (text, hit) = self.stops.push(&codec.detokenize(&mut self.detokenizer, id));
         self.text += &text;
         let wanted = usize::from(self.generation.logprobs);
         let logprobs = (wanted > 0).then(|| sampler::logprobs(logits, id, wanted));
@@ -147,8 +145,7 @@ impl Sequence {
     /// has had no token of its own to travel with.
     pub(crate) fn finish(mut self, reason: FinishReason) {
         if reason != FinishReason::StopString {
-            let tail = self.detokenizer.as_mut().map(Detokenizer::finish).unwrap_or_default();
-            let (released, hit) = self.stops.push(&tail);
+            let (released, hit) = self.stops.push(&self.detokenizer.finish());
             self.text += &released;
             if !hit {
                 self.text += &self.stops.finish();

@@ -20,7 +20,11 @@ impl TextCodec {
     /// [`Corrupt`](ErrorKind::Corrupt) or [`Unsupported`](ErrorKind::Unsupported) for a vocabulary that is there but
     /// cannot be used.
     pub fn from_header(header: &ModelHeader, vocab_size: usize) -> Result<Self> {
-        let tokenizer = Tokenizer::from_header(header)?;
+        let tokenizer = match Tokenizer::from_header(header) {
+            Ok(tokenizer) => Some(tokenizer),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
         if let Some(tokenizer) = &tokenizer
             && tokenizer.vocab_size() > vocab_size
         {
@@ -54,7 +58,7 @@ impl TextCodec {
     pub fn encode(&self, generation: &Generation) -> Result<Vec<TokenId>> {
         let tokens = match &generation.prompt {
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Text(text) => self.tokenizer()?.encode_with_bos(text, SpecialTokens::Plain)?,
+            Prompt::Text(text) => self.tokenizer()?.encode_framed(text, SpecialTokens::Plain)?,
             Prompt::Chat(messages) => self.encode_chat(messages)?,
             other => return Err(Error::unsupported(format!("prompt {other:?}"))),
         };
@@ -77,11 +81,8 @@ impl TextCodec {
 
     fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>> {
         let tokenizer = self.tokenizer()?;
-        let template = self.template.as_ref().ok_or_else(|| {
-            Error::invalid("the model has no chat template: it continues text and holds no conversation; use a raw prompt")
-        })?;
-        let options = RenderOptions::new(tokenizer);
-        tokenizer.encode_segments(&template.render(messages, &options)?)
+        let template = self.template.as_ref().ok_or_else(ChatTemplate::missing)?;
+        tokenizer.encode_prompt(&template.render(tokenizer, messages, &RenderOptions::default())?)
     }
 
     /// Whether the model ends its turn with `token`.
@@ -89,8 +90,8 @@ impl TextCodec {
         self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_end_of_generation(token))
     }
 
-    /// Starts turning tokens into text; without a vocabulary there is none.
-    pub(crate) fn detokenizer(&self) -> Option<Detokenizer> {
-        self.tokenizer.as_ref().map(Tokenizer::detokenizer)
+    /// The text that `token` completes; without a vocabulary there is none.
+    pub(crate) fn detokenize(&self, detokenizer: &mut Detokenizer, token: TokenId) -> String {
+        self.tokenizer.as_ref().map(|tokenizer| detokenizer.push(tokenizer, token)).unwrap_or_default()
     }
 }

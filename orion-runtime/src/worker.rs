@@ -137,7 +137,7 @@ impl Worker {
             let pages = self.pool.lookup(&prepared.tokens, long);
             let cached = pages.len() * PAGE_TOKENS;
             let none = prepared.job.generation.max_tokens == Some(0);
-            let sequence = Sequence::start(prepared, pages, cached, long, context, &self.codec);
+            let sequence = Sequence::start(prepared, pages, cached, long, context);
             self.active.push(sequence);
             if none {
                 self.end(self.active.len() - 1, Ok(FinishReason::Length));

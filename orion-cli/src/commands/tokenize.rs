@@ -33,7 +33,7 @@ impl Tokenize {
             return output::print_json(&json!({ "ids": ids }));
         }
         for id in ids {
-            let bytes = codec.tokenizer()?.token_bytes(id);
+            let bytes = codec.tokenizer()?.token_bytes(id).unwrap_or_default();
             output::print(&format!("{id:>8}  {:?}\n", String::from_utf8_lossy(&bytes)))?;
         }
         Ok(())

@@ -1,0 +1,173 @@
+//! The functions and filters that chat templates expect beside Jinja's own.
+
+use std::time::Duration;
+
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use super::json::{self, Style};
+
+pub(super) fn register(environment: &mut Environment<'_>) {
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_filter("tojson", to_json);
+}
+
+fn to_json(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<Value> = options.get("indent")?;
+    let indent = indent.filter(|indent| indent.kind() == ValueKind::Number).and_then(|n| n.as_usize());
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let mut separators = separators.unwrap_or_default().into_iter();
+    let style = Style {
+        indent: indent.map(|indent| indent.min(64)),
+        item_separator: separators.next(),
+        key_separator: separators.next(),
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ascii: ensure_ascii.or(options.get("ensure_ascii")?).unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    let text = json::write(value, &style);
+    text.map(Value::from).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidOperation,
+            format!("tojson has no form for a value of type {}", value.kind()),
+        )
+    })
+}
+
+/// `strftime_now(format)` at a fixed time, in UTC.
+pub(super) fn strftime_now(now: Duration) -> Value {
+    Value::from_function(move |format: String| Moment::at(now).format(&format))
+}
+
+/// A point in time as a calendar has it.
+struct Moment {
+    year: i64,
+    month: i64,
+    day: i64,
+    day_of_year: i64,
+    weekday: usize,
+    seconds: i64,
+}
+
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+impl Moment {
+    /// Days to a date by Hinnant's `civil_from_days`.
+    fn at(now: Duration) -> Self {
+        let total = i64::try_from(now.as_secs()).unwrap_or(i64::MAX / 2).min(253_402_300_799);
+        let (days, seconds) = (total / 86_400, total % 86_400);
+        let shifted = days + 719_468;
+        let era = shifted / 146_097;
+        let in_era = shifted % 146_097;
+        let year_of_era = (in_era - in_era / 1_460 + in_era / 36_524 - in_era / 146_096) / 365;
+        let in_year = in_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * in_year + 2) / 153;
+        let day = in_year - (153 * shifted_month + 2) / 5 + 1;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize - 1];
+        let day_of_year = before + day + i64::from(leap && month > 2);
+        let weekday = usize::try_from((days + 4) % 7).unwrap_or(0);
+        Self { year, month, day, day_of_year, weekday, seconds }
+    }
+
+    fn format(&self, format: &str) -> String {
+        let mut text = String::new();
+        let mut letters = format.chars();
+        while let Some(letter) = letters.next() {
+            if letter != '%' {
+                text.push(letter);
+                continue;
+            }
+            match letters.next() {
+                Some('-') => {
+                    let padded = letters.next().map(|code| self.field(code)).unwrap_or_default();
+                    let bare = padded.trim_start_matches(['0', ' ']);
+                    text.push_str(if bare.is_empty() { "0" } else { bare });
+                }
+                Some(code) => text.push_str(&self.field(code)),
+                None => text.push('%'),
+            }
+        }
+        text
+    }
+
+    fn field(&self, code: char) -> String {
+        let (hour, minute, second) = (self.seconds / 3_600, self.seconds / 60 % 60, self.seconds % 60);
+        let twelve = (hour + 11) % 12 + 1;
+        let month = MONTHS[self.month as usize - 1];
+        let day = DAYS[self.weekday];
+        match code {
+            'Y' => self.year.to_string(),
+            'y' => format!("{:02}", self.year % 100),
+            'm' => format!("{:02}", self.month),
+            'd' => format!("{:02}", self.day),
+            'e' => format!("{:2}", self.day),
+            'j' => format!("{:03}", self.day_of_year),
+            'B' => month.to_owned(),
+            'b' | 'h' => month[..3].to_owned(),
+            'A' => day.to_owned(),
+            'a' => day[..3].to_owned(),
+            'w' => self.weekday.to_string(),
+            'u' => ((self.weekday + 6) % 7 + 1).to_string(),
+            'H' => format!("{hour:02}"),
+            'I' => format!("{twelve:02}"),
+            'M' => format!("{minute:02}"),
+            'S' => format!("{second:02}"),
+            'f' => "000000".to_owned(),
+            'p' => if hour < 12 { "AM" } else { "PM" }.to_owned(),
+            'F' => format!("{}-{:02}-{:02}", self.year, self.month, self.day),
+            'T' | 'X' => format!("{hour:02}:{minute:02}:{second:02}"),
+            'R' => format!("{hour:02}:{minute:02}"),
+            'D' | 'x' => format!("{:02}/{:02}/{:02}", self.month, self.day, self.year % 100),
+            'c' => format!(
+                "{} {} {:2} {hour:02}:{minute:02}:{second:02} {}",
+                &day[..3],
+                &month[..3],
+                self.day,
+                self.year
+            ),
+            'Z' | 'z' => String::new(),
+            'n' => "\n".to_owned(),
+            't' => "\t".to_owned(),
+            '%' => "%".to_owned(),
+            other => format!("%{other}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected texts are those of Python's `datetime.strftime`.
+    #[test]
+    fn dates_are_written_as_python_writes_them() {
+        let cases = [
+            (0, "%Y-%m-%d %H:%M:%S %A", "1970-01-01 00:00:00 Thursday"),
+            (1_709_210_096, "%d %b %Y, %j %-d %-I%p", "29 Feb 2024, 060 29 12PM"),
+            (1_735_689_599, "%B %e, %y %a %w %u %j", "December 31, 24 Tue 2 2 366"),
+            (951_827_696, "%c|%x|%X|%%", "Tue Feb 29 12:34:56 2000|02/29/00|12:34:56|%"),
+        ];
+        for (seconds, format, text) in cases {
+            assert_eq!(Moment::at(Duration::from_secs(seconds)).format(format), text);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Refuses templates that would exhaust the stack, and runs the others on a large one.
+//!
+//! The engine parses chains of operators, filters, attributes and `elif` in a loop but compiles them by recursion:
+//! a few kilobytes of minus signs overflow an ordinary stack, which no `catch_unwind` can stop. Chains are counted
+//! here before the engine sees them, and everything it does with a template happens on a stack of its own.
+
+use orion_core::{Error, ErrorKind, Result};
+
+/// Templates in use have up to 17 KB.
+const MAX_SOURCE: usize = 64 << 10;
+/// Operators, dots, brackets and operator words in one tag. Templates in use have up to about 100.
+const MAX_CHAIN: usize = 1_000;
+/// `elif` tags in a template.
+const MAX_ELIF: usize = 250;
+/// Reserved, not used: pages are taken as they are touched.
+const STACK: usize = 256 << 20;
+
+fn refused(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Template, message).about("chat template")
+}
+
+/// Checks a template's size and shape. The result is the template without the tags that only training needs.
+pub(super) fn check(source: &str) -> Result<String> {
+    if source.len() > MAX_SOURCE {
+        return Err(refused(format!(
+            "the template has {} bytes, at most {MAX_SOURCE} are allowed",
+            source.len()
+        )));
+    }
+    let mut kept = String::with_capacity(source.len());
+    let mut elif = 0;
+    let mut rest = source;
+    while let Some(start) = find_tag(rest) {
+        let (text, tag) = rest.split_at(start);
+        kept.push_str(text);
+        let end = tag_end(tag);
+        let (tag, after) = tag.split_at(end);
+        rest = after;
+        if tag.starts_with("{#") {
+            kept.push_str(tag);
+            continue;
+        }
+        let (words, chain) = measure(tag);
+        if chain > MAX_CHAIN {
+            return Err(refused(format!(
+                "an expression chains {chain} operators, at most {MAX_CHAIN} are allowed"
+            )));
+        }
+        match words.first().filter(|_| tag.starts_with("{%")).copied() {
+            Some("elif") => {
+                elif += 1;
+                if elif > MAX_ELIF {
+                    return Err(refused(format!("the template has more than {MAX_ELIF} elif tags")));
+                }
+                kept.push_str(tag);
+            }
+            // Marks what the model said, for training; here the text between the tags is kept as it is.
+            Some("generation") => kept.push_str(&tag.replacen("generation", "if true", 1)),
+            Some("endgeneration") => kept.push_str(&tag.replacen("endgeneration", "endif", 1)),
+            Some("raw") => {
+                kept.push_str(tag);
+                let end = end_of_raw(rest);
+                kept.push_str(&rest[..end]);
+                rest = &rest[end..];
+            }
+            _ => kept.push_str(tag),
+        }
+    }
+    kept.push_str(rest);
+    Ok(kept)
+}
+
+fn find_tag(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    memchr::memchr_iter(b'{', bytes).find(|&at| matches!(bytes.get(at + 1), Some(b'{' | b'%' | b'#')))
+}
+
+/// Where the tag at the start of `text` ends; strings may hold anything. An unfinished tag takes the rest.
+fn tag_end(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    if bytes[1] == b'#' {
+        return text.find("#}").map_or(text.len(), |at| at + 2);
+    }
+    let close: &[u8] = if bytes[1] == b'%' { b"%}" } else { b"}}" };
+    let (mut at, mut depth) = (2, 0usize);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' | b'\'' => at = string_end(bytes, at),
+            _ if depth == 0 && bytes[at..].starts_with(close) => return at + 2,
+            b'{' => {
+                depth += 1;
+                at += 1;
+            }
+            b'}' => {
+                depth = depth.saturating_sub(1);
+                at += 1;
+            }
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+/// Just after the string that begins at `at`.
+fn string_end(bytes: &[u8], at: usize) -> usize {
+    let quote = bytes[at];
+    let mut end = at + 1;
+    while end < bytes.len() && bytes[end] != quote {
+        end += if bytes[end] == b'\\' { 2 } else { 1 };
+    }
+    (end + 1).min(bytes.len())
+}
+
+/// The words of a tag, and how many operators it has, those that are words included.
+fn measure(tag: &str) -> (Vec<&str>, usize) {
+    let bytes = tag.as_bytes();
+    let (mut words, mut chain, mut at) = (Vec::new(), 0, 2);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' | b'\'' => at = string_end(bytes, at),
+            byte if byte.is_ascii_alphanumeric() || byte == b'_' => {
+                let len = bytes[at..].iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
+                let word = &tag[at..at + len];
+                if matches!(word, "and" | "or" | "not" | "in" | "is" | "if" | "else") {
+                    chain += 1;
+                }
+                words.push(word);
+                at += len;
+            }
+            byte => {
+                chain += usize::from(byte.is_ascii_punctuation() && !matches!(byte, b',' | b':'));
+                at += 1;
+            }
+        }
+    }
+    (words, chain)
+}
+
+/// Where the `{% endraw %}` of a raw block begins.
+fn end_of_raw(text: &str) -> usize {
+    let mut from = 0;
+    while let Some(at) = text[from..].find("{%") {
+        let inside = text[from + at + 2..].trim_start_matches(['-', '+']).trim_start();
+        if inside.starts_with("endraw") {
+            return from + at;
+        }
+        from += at + 2;
+    }
+    text.len()
+}
+
+/// Runs `work` on a thread with a large stack and waits for it.
+pub(super) fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK);
+        let thread = thread.spawn_scoped(scope, work).map_err(|error| {
+            Error::new(ErrorKind::OutOfMemory, "no thread for the chat template").with_source(error)
+        })?;
+        thread.join().unwrap_or_else(|_| Err(refused("the template engine failed on this template")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_tags_become_blocks_that_do_nothing() {
+        let source = "a{% generation %}b{%- endgeneration -%}c {{ 'generation' }}";
+        assert_eq!(check(source).unwrap(), "a{% if true %}b{%- endif -%}c {{ 'generation' }}");
+    }
+
+    #[test]
+    fn strings_comments_and_raw_blocks_hide_their_contents() {
+        let minus = "-".repeat(2_000);
+        for harmless in [
+            format!("{{{{ '{minus}' }}}}"),
+            format!("{{# {minus} #}}"),
+            format!("{{% raw %}}{{{{ {minus} }}}}{{% endraw %}}"),
+            minus.clone(),
+        ] {
+            assert_eq!(check(&harmless).unwrap(), harmless);
+        }
+        assert!(check(&format!("{{{{ {minus}1 }}}}")).is_err());
+    }
+
+    #[test]
+    fn unfinished_tags_and_strings_do_not_confuse_it() {
+        for source in ["{{", "{%", "{#", "{{ '", "{{ '\\", "{% raw %}", "{{ {} }}", "{{ {'a': {'b': 1}}}}"] {
+            assert_eq!(check(source).unwrap(), source);
+        }
+    }
+}
