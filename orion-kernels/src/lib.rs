@@ -1,6 +1,25 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod activations;
+mod aligned;
+mod attention;
 mod blocks;
+mod decoder;
+mod gemm;
+mod isa;
+mod linear;
+mod math;
+mod pool;
+mod simd;
+mod tiles;
 
+pub use aligned::AlignedBuf;
+pub use attention::PAGE_TOKENS;
 pub use blocks::dequantize;
+pub use decoder::{Block, DecoderShape, Embedding, Head, KvStore, Norm, Projection, Rope, Stages, Workspace};
+pub use isa::{Avx2, Isa};
+pub use linear::{LinearScratch, linear};
+pub use math::{Activation, activate_rows, layer_norm, rms_norm, soft_cap, top_k};
+pub use pool::{ComputePool, Region};
+pub use tiles::{PackedMatrix, Panel, TILE_ROWS};

@@ -1,0 +1,77 @@
+//! Buffers that start on a cache line.
+#![allow(unsafe_code, reason = "a vector of integers is viewed as a slice of plain numbers")]
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+/// Values per allocation unit; arrays of integers are what the allocator can hand out zeroed without touching them.
+type Unit = [u64; 8];
+
+mod sealed {
+    /// Types of which every bit pattern is a value.
+    pub trait Plain: Copy + Send + Sync + 'static {}
+    impl Plain for u8 {}
+    impl Plain for i8 {}
+    impl Plain for u16 {}
+    impl Plain for i16 {}
+    impl Plain for i32 {}
+    impl Plain for f32 {}
+}
+pub(crate) use sealed::Plain;
+
+/// A fixed number of numbers, the first of them 64-byte aligned, all zero at first. Memory is taken as it is touched.
+pub struct AlignedBuf<T> {
+    units: Vec<Unit>,
+    /// Bytes before the first aligned one.
+    skip: usize,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Plain> AlignedBuf<T> {
+    /// `len` zeroes.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Self {
+        // One unit more than needed: the allocation itself is only aligned to eight bytes.
+        let units = vec![[0; 8]; (len * size_of::<T>()).div_ceil(size_of::<Unit>()) + 1];
+        let skip = units.as_ptr().addr().wrapping_neg() % 64;
+        Self { units, skip, len, of: PhantomData }
+    }
+}
+
+impl<T: Plain> Clone for AlignedBuf<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl<T: Plain> Default for AlignedBuf<T> {
+    fn default() -> Self {
+        Self::zeroed(0)
+    }
+}
+
+impl<T: Plain> Deref for AlignedBuf<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: behind `skip` bytes there is room for `len` values of `T`, any bits are a `T`, and 64 bytes suit its
+        // alignment. The vector is never resized, so it stays where it was.
+        unsafe { std::slice::from_raw_parts(self.units.as_ptr().byte_add(self.skip).cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for AlignedBuf<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.units.as_mut_ptr().byte_add(self.skip).cast(), self.len) }
+    }
+}
+
+impl<T> fmt::Debug for AlignedBuf<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AlignedBuf({} values)", self.len)
+    }
+}

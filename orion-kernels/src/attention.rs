@@ -1,0 +1,507 @@
+//! Attention over pages of keys and values.
+//!
+//! Keys are taken in blocks of 128 at absolute positions. Each block is reduced by itself (greatest score, sum of
+//! exponentials, weighted values, every sum over ascending elements) and merged into the running result in ascending
+//! order. Prefill, decoding, any batch and any split of the context over threads so give the same bits.
+//!
+//! A page holds 64 positions. For each layer and head its keys lie as `[head_dim][64]`, so that eight positions meet
+//! one broadcast query element and no sum runs across lanes; values lie as `[64][head_dim]`. Both are halves.
+#![allow(unsafe_code, reason = "pages and rows are shared between threads as pointers")]
+
+use crate::aligned::AlignedBuf;
+use crate::isa::Isa;
+use crate::math::{exp, exp1, tanh};
+use crate::simd::{Kernel, Lanes, dispatch};
+
+/// Positions per page.
+pub const PAGE_TOKENS: usize = 64;
+/// Keys per block.
+pub(crate) const BLOCK_KEYS: usize = 128;
+
+/// Rows from which on converting keys and values to f32 once is cheaper than at every use.
+const PANEL_ROWS: usize = 8;
+
+/// The sum of a block none of whose keys the query sees; sums are never negative.
+const UNSEEN: f32 = -1.0;
+
+/// Queries of one key-value head: `tokens` consecutive positions by `group` heads.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries {
+    /// First head of the first token, already rotated and scaled.
+    pub(crate) q: *const f32,
+    /// Where the first head of the first token's result goes.
+    pub(crate) out: *mut f32,
+    /// Elements from token to token, in both.
+    pub(crate) stride: usize,
+    pub(crate) tokens: usize,
+    pub(crate) group: usize,
+    /// Position of the first token.
+    pub(crate) start: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) window: Option<usize>,
+    pub(crate) soft_cap: Option<f32>,
+}
+
+impl Queries {
+    fn rows(&self) -> usize {
+        self.tokens * self.group
+    }
+
+    /// Keys that any of the queries sees.
+    fn keys(&self) -> (usize, usize) {
+        (self.first_key(0), self.start + self.tokens)
+    }
+
+    fn first_key(&self, token: usize) -> usize {
+        self.window.map_or(0, |window| (self.start + token + 1).saturating_sub(window))
+    }
+
+    /// The blocks that hold keys to see.
+    pub(crate) fn blocks(&self) -> std::ops::Range<usize> {
+        let (first, end) = self.keys();
+        first / BLOCK_KEYS..end.div_ceil(BLOCK_KEYS)
+    }
+
+    unsafe fn row(&self, row: usize) -> *const f32 {
+        let (token, head) = (row / self.group, row % self.group);
+        // SAFETY: the caller keeps `row` below `rows`.
+        unsafe { self.q.add(token * self.stride + head * self.head_dim) }
+    }
+
+    unsafe fn out_row(&self, row: usize) -> *mut f32 {
+        let (token, head) = (row / self.group, row % self.group);
+        // SAFETY: the caller keeps `row` below `rows`.
+        unsafe { self.out.add(token * self.stride + head * self.head_dim) }
+    }
+}
+
+/// The pages of a sequence and where in each the head's keys start; the values follow at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Pages<'a> {
+    pub(crate) table: &'a [*mut u16],
+    pub(crate) offset: usize,
+}
+
+impl Pages<'_> {
+    /// # Safety
+    /// Page `page` must exist.
+    pub(crate) unsafe fn keys(&self, page: usize) -> *mut u16 {
+        // SAFETY: by this function's contract, the offset lies within the page.
+        unsafe { self.table[page].add(self.offset) }
+    }
+}
+
+/// Scratch space of one thread.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// `[rows][128]`
+    scores: AlignedBuf<f32>,
+    /// A strip of 16 keys `[head_dim][16]` or of 16 value columns `[128][16]`.
+    panel: AlignedBuf<f32>,
+    /// `[rows][head_dim]`: the running result and the current block's.
+    total: AlignedBuf<f32>,
+    block: AlignedBuf<f32>,
+    /// Greatest score and sum per row, so far and of the current block.
+    greatest: AlignedBuf<f32>,
+    sum: AlignedBuf<f32>,
+    block_greatest: AlignedBuf<f32>,
+    block_sum: AlignedBuf<f32>,
+}
+
+impl Scratch {
+    /// Room for `rows` queries.
+    pub(crate) fn new(rows: usize, head_dim: usize) -> Self {
+        Self {
+            scores: AlignedBuf::zeroed(rows * BLOCK_KEYS),
+            panel: AlignedBuf::zeroed(head_dim.max(BLOCK_KEYS) * 16),
+            total: AlignedBuf::zeroed(rows * head_dim),
+            block: AlignedBuf::zeroed(rows * head_dim),
+            greatest: AlignedBuf::zeroed(rows),
+            sum: AlignedBuf::zeroed(rows),
+            block_greatest: AlignedBuf::zeroed(rows),
+            block_sum: AlignedBuf::zeroed(rows),
+        }
+    }
+}
+
+/// Computes the queries' results over all keys they see.
+///
+/// # Safety
+/// The queries' rows and results must be valid and not shared with a writer; the pages must hold every key below the
+/// last query's position and be written by nobody; the scratch must have room; `head_dim` is a multiple of 16.
+pub(crate) unsafe fn attend(isa: Isa, queries: Queries, pages: Pages<'_>, scratch: &mut Scratch) {
+    dispatch(isa, Whole { queries, pages, scratch });
+}
+
+/// Computes one block's part for the queries of one token: per head the greatest score, the sum and the weighted
+/// values go to `partial`, `[group][2 + head_dim]`.
+///
+/// # Safety
+/// As [`attend`]; `partial` must have room and be this call's alone.
+pub(crate) unsafe fn attend_block(
+    isa: Isa,
+    queries: Queries,
+    pages: Pages<'_>,
+    block: usize,
+    scratch: &mut Scratch,
+    partial: *mut f32,
+) {
+    dispatch(isa, Part { queries, pages, block, scratch, partial });
+}
+
+/// Merges the partials of consecutive blocks, `stride` apart, into `out`.
+///
+/// # Safety
+/// `blocks` partials of one head must be readable and `out` writable.
+pub(crate) unsafe fn merge_blocks(
+    isa: Isa,
+    partials: *const f32,
+    stride: usize,
+    blocks: usize,
+    head_dim: usize,
+    out: *mut f32,
+) {
+    dispatch(isa, MergeAll { partials, stride, blocks, head_dim, out });
+}
+
+struct Whole<'a> {
+    queries: Queries,
+    pages: Pages<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Whole<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { queries, pages, scratch } = self;
+        let (rows, head_dim) = (queries.rows(), queries.head_dim);
+        assert!(rows * head_dim <= scratch.total.len() && rows * BLOCK_KEYS <= scratch.scores.len(), "room");
+        scratch.total[..rows * head_dim].fill(0.0);
+        scratch.greatest[..rows].fill(f32::NEG_INFINITY);
+        scratch.sum[..rows].fill(0.0);
+        for block in queries.blocks() {
+            // SAFETY: the contract of `attend`.
+            unsafe { reduce_block::<L>(&queries, pages, block, scratch) };
+            for row in 0..rows {
+                let (greatest, sum) = (scratch.block_greatest[row], scratch.block_sum[row]);
+                if sum == UNSEEN {
+                    continue;
+                }
+                // SAFETY: both rows lie within the scratch.
+                unsafe {
+                    let total = scratch.total.as_mut_ptr().add(row * head_dim);
+                    let part = scratch.block.as_ptr().add(row * head_dim);
+                    let state = (&mut scratch.greatest[row], &mut scratch.sum[row]);
+                    merge::<L>(total, state, part, (greatest, sum), head_dim);
+                }
+            }
+        }
+        for row in 0..rows {
+            // SAFETY: the contract of `attend`.
+            unsafe {
+                let total = scratch.total.as_ptr().add(row * head_dim);
+                divide::<L>(total, scratch.sum[row], queries.out_row(row), head_dim);
+            }
+        }
+    }
+}
+
+struct Part<'a> {
+    queries: Queries,
+    pages: Pages<'a>,
+    block: usize,
+    scratch: &'a mut Scratch,
+    partial: *mut f32,
+}
+
+impl Kernel for Part<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { queries, pages, block, scratch, partial } = self;
+        let head_dim = queries.head_dim;
+        // SAFETY: the contract of `attend_block`.
+        unsafe {
+            reduce_block::<L>(&queries, pages, block, scratch);
+            for row in 0..queries.rows() {
+                let to = partial.add(row * (2 + head_dim));
+                to.write(scratch.block_greatest[row]);
+                to.add(1).write(scratch.block_sum[row]);
+                let from = scratch.block.as_ptr().add(row * head_dim);
+                std::ptr::copy_nonoverlapping(from, to.add(2), head_dim);
+            }
+        }
+    }
+}
+
+struct MergeAll {
+    partials: *const f32,
+    stride: usize,
+    blocks: usize,
+    head_dim: usize,
+    out: *mut f32,
+}
+
+impl Kernel for MergeAll {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Self { partials, stride, blocks, head_dim, out } = self;
+        // SAFETY: the contract of `merge_blocks`.
+        unsafe {
+            std::slice::from_raw_parts_mut(out, head_dim).fill(0.0);
+            let (mut greatest, mut sum) = (f32::NEG_INFINITY, 0.0);
+            for block in 0..blocks {
+                let part = partials.add(block * stride);
+                let (part_greatest, part_sum) = (*part, *part.add(1));
+                if part_sum != UNSEEN {
+                    let state = (&mut greatest, &mut sum);
+                    merge::<L>(out, state, part.add(2), (part_greatest, part_sum), head_dim);
+                }
+            }
+            divide::<L>(out, sum, out, head_dim);
+        }
+    }
+}
+
+/// `total` and `state` take in a block's part.
+#[inline(always)]
+unsafe fn merge<L: Lanes>(
+    total: *mut f32,
+    (greatest, sum): (&mut f32, &mut f32),
+    part: *const f32,
+    (part_greatest, part_sum): (f32, f32),
+    head_dim: usize,
+) {
+    let next = if part_greatest > *greatest { part_greatest } else { *greatest };
+    let (old, new) = (exp1::<L>(*greatest - next), exp1::<L>(part_greatest - next));
+    *sum = part_sum.mul_add(new, *sum * old);
+    *greatest = next;
+    let (old, new) = (L::splat(old), L::splat(new));
+    for i in (0..head_dim).step_by(8) {
+        // SAFETY: both have `head_dim` elements, a multiple of 16.
+        unsafe { L::load(part.add(i)).fma(new, L::load(total.add(i)).mul(old)).store(total.add(i)) };
+    }
+}
+
+#[inline(always)]
+unsafe fn divide<L: Lanes>(total: *const f32, sum: f32, out: *mut f32, head_dim: usize) {
+    let inverse = L::splat(1.0 / sum);
+    for i in (0..head_dim).step_by(8) {
+        // SAFETY: both have `head_dim` elements, a multiple of 16.
+        unsafe { L::load(total.add(i)).mul(inverse).store(out.add(i)) };
+    }
+}
+
+/// Runs a micro-kernel over all rows, six, then what is left, at a time.
+macro_rules! each_rows {
+    ($rows:expr, $kernel:ident, $source:tt, ($($arg:expr),*)) => {{
+        let mut row = 0;
+        while $rows - row >= 6 {
+            $kernel::<L, 6, 2, $source>(row, $($arg),*);
+            row += 6;
+        }
+        match $rows - row {
+            0 => {}
+            1 => $kernel::<L, 1, 2, $source>(row, $($arg),*),
+            2 => $kernel::<L, 2, 2, $source>(row, $($arg),*),
+            3 => $kernel::<L, 3, 2, $source>(row, $($arg),*),
+            4 => $kernel::<L, 4, 2, $source>(row, $($arg),*),
+            _ => $kernel::<L, 5, 2, $source>(row, $($arg),*),
+        }
+    }};
+}
+
+/// Reduces one block for all rows: weighted values into `scratch.block`, greatest score and sum beside them.
+#[inline(always)]
+unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usize, scratch: &mut Scratch) {
+    let (rows, head_dim) = (queries.rows(), queries.head_dim);
+    let base = block * BLOCK_KEYS;
+    let (first, end) = queries.keys();
+    // Keys of the block that any query sees.
+    let (low, high) = (first.max(base) - base, end.min(base + BLOCK_KEYS) - base);
+    let panel = scratch.panel.as_mut_ptr();
+    let scores = scratch.scores.as_mut_ptr();
+    // SAFETY (both blocks below): the contract of `attend`; the page of every key below `high` exists.
+    unsafe {
+        // With few rows more columns at a time keep the multipliers busy.
+        let width = if rows <= 2 { 32 } else { 16 };
+        for strip in (low / width * width..high).step_by(width) {
+            let keys = pages.keys((base + strip) / PAGE_TOKENS).add(strip % PAGE_TOKENS).cast_const();
+            let out = scores.add(strip);
+            if rows <= 2 {
+                (0..rows).for_each(|row| score::<L, 1, 4, true>(row, queries, keys.cast(), PAGE_TOKENS, out));
+            } else if rows < PANEL_ROWS {
+                each_rows!(rows, score, true, (queries, keys.cast(), PAGE_TOKENS, out));
+            } else {
+                (0..head_dim).for_each(|d| widen::<L>(keys.add(d * PAGE_TOKENS), panel.add(d * 16)));
+                each_rows!(rows, score, false, (queries, panel.cast_const().cast(), 16, out));
+            }
+        }
+    }
+    for row in 0..rows {
+        let token = row / queries.group;
+        let from = queries.first_key(token).clamp(base, base + BLOCK_KEYS) - base;
+        let to = (queries.start + token + 1).clamp(base, base + BLOCK_KEYS) - base;
+        let line = &mut scratch.scores[row * BLOCK_KEYS..][..BLOCK_KEYS];
+        (scratch.block_greatest[row], scratch.block_sum[row]) = soften::<L>(line, from, to, queries.soft_cap);
+    }
+    let scores = scratch.scores.as_ptr();
+    let result = scratch.block.as_mut_ptr();
+    // SAFETY: as above; a page's values follow its keys.
+    unsafe {
+        let page = |key: usize| {
+            pages.keys((base + key.min(high - 1)) / PAGE_TOKENS).add(head_dim * PAGE_TOKENS).cast_const()
+        };
+        let (near, far) = (page(low.min(PAGE_TOKENS - 1)), page(PAGE_TOKENS));
+        for column in (0..head_dim).step_by(16) {
+            let out = result.add(column);
+            let ends = (low, high);
+            if rows < PANEL_ROWS {
+                let source = Values { pages: [near.add(column).cast(), far.add(column).cast()], stride: head_dim };
+                each_rows!(rows, mix, true, (source, scores, ends, out, head_dim));
+            } else {
+                for key in low..high {
+                    let from = if key < PAGE_TOKENS { near } else { far };
+                    widen::<L>(from.add(key % PAGE_TOKENS * head_dim + column), panel.add(key * 16));
+                }
+                let second = panel.add(PAGE_TOKENS * 16).cast_const();
+                let source = Values { pages: [panel.cast_const().cast(), second.cast()], stride: 16 };
+                each_rows!(rows, mix, false, (source, scores, ends, out, head_dim));
+            }
+        }
+    }
+}
+
+/// Sixteen halves to f32.
+#[inline(always)]
+unsafe fn widen<L: Lanes>(from: *const u16, to: *mut f32) {
+    // SAFETY: the caller vouches for sixteen values on both sides.
+    unsafe {
+        L::load_f16(from).store(to);
+        L::load_f16(from.add(8)).store(to.add(8));
+    }
+}
+
+/// Eight values from halves or from f32.
+#[inline(always)]
+unsafe fn load<L: Lanes, const HALF: bool>(from: *const u8, index: usize) -> L {
+    // SAFETY: the caller vouches for eight values from `index` on.
+    unsafe {
+        if HALF { L::load_f16(from.cast::<u16>().add(index)) } else { L::load(from.cast::<f32>().add(index)) }
+    }
+}
+
+/// Scores of `M` rows with `8 W` keys: for each the products of ascending elements, summed one by one.
+#[inline(always)]
+unsafe fn score<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
+    row: usize,
+    queries: &Queries,
+    keys: *const u8,
+    stride: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the callers keep rows and keys within bounds.
+    unsafe {
+        let q: [*const f32; M] = std::array::from_fn(|m| queries.row(row + m));
+        let mut sums = [[L::splat(0.0); W]; M];
+        for d in 0..queries.head_dim {
+            let k: [L; W] = std::array::from_fn(|w| load::<L, HALF>(keys, d * stride + 8 * w));
+            for m in 0..M {
+                let element = L::splat(*q[m].add(d));
+                for w in 0..W {
+                    sums[m][w] = element.fma(k[w], sums[m][w]);
+                }
+            }
+        }
+        for m in 0..M {
+            for w in 0..W {
+                sums[m][w].store(out.add((row + m) * BLOCK_KEYS + 8 * w));
+            }
+        }
+    }
+}
+
+/// Where the values of a block's two pages start, and the elements from key to key.
+#[derive(Clone, Copy)]
+struct Values {
+    pages: [*const u8; 2],
+    stride: usize,
+}
+
+/// Sixteen columns of weighted values for `M` rows, keys ascending.
+#[inline(always)]
+unsafe fn mix<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
+    row: usize,
+    values: Values,
+    scores: *const f32,
+    (low, high): (usize, usize),
+    out: *mut f32,
+    head_dim: usize,
+) {
+    // SAFETY: the callers keep rows, keys and columns within bounds.
+    unsafe {
+        let scores = scores.add(row * BLOCK_KEYS);
+        let mut sums = [[L::splat(0.0); W]; M];
+        for page in 0..2 {
+            let first = page * PAGE_TOKENS;
+            for key in low.max(first)..high.min(first + PAGE_TOKENS) {
+                let at = (key - first) * values.stride;
+                let v: [L; W] = std::array::from_fn(|w| load::<L, HALF>(values.pages[page], at + 8 * w));
+                for m in 0..M {
+                    let weight = L::splat(*scores.add(m * BLOCK_KEYS + key));
+                    for w in 0..W {
+                        sums[m][w] = weight.fma(v[w], sums[m][w]);
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            for w in 0..W {
+                sums[m][w].store(out.add((row + m) * head_dim + 8 * w));
+            }
+        }
+    }
+}
+
+/// Turns the scores of keys `from..to` into exponentials relative to the greatest, all others into 0. Returns the
+/// greatest and the sum.
+#[inline(always)]
+fn soften<L: Lanes>(line: &mut [f32], from: usize, to: usize, soft_cap: Option<f32>) -> (f32, f32) {
+    if from >= to {
+        line.fill(0.0);
+        return (f32::NEG_INFINITY, UNSEEN);
+    }
+    line[..from].fill(f32::NEG_INFINITY);
+    line[to..].fill(f32::NEG_INFINITY);
+    // SAFETY: whole groups of eight within the line.
+    unsafe {
+        if let Some(cap) = soft_cap {
+            let cap = L::splat(cap);
+            // Rounded outwards: what lies beyond the ends is masked again below.
+            for i in (from / 8 * 8..to).step_by(8) {
+                let at = line.as_mut_ptr().add(i);
+                tanh(L::load(at).div(cap)).mul(cap).store(at);
+            }
+            line[..from].fill(f32::NEG_INFINITY);
+            line[to..].fill(f32::NEG_INFINITY);
+        }
+        let at = line.as_mut_ptr();
+        let mut greatest = L::splat(f32::NEG_INFINITY);
+        for i in (0..BLOCK_KEYS).step_by(8) {
+            greatest = greatest.max(L::load(at.add(i)));
+        }
+        let greatest = greatest.greatest();
+        let (shift, mut sum) = (L::splat(greatest), L::splat(0.0));
+        for i in (0..BLOCK_KEYS).step_by(8) {
+            let value = exp(L::load(at.add(i)).sub(shift));
+            sum = sum.add(value);
+            value.store(at.add(i));
+        }
+        (greatest, sum.sum())
+    }
+}

@@ -1,0 +1,83 @@
+//! Where keys and values live.
+#![allow(unsafe_code, reason = "threads write disjoint slots of shared pages")]
+
+use orion_core::Result;
+
+use super::types::DecoderShape;
+use crate::aligned::AlignedBuf;
+use crate::attention::PAGE_TOKENS;
+
+/// Pages of keys and values as halves, each for 64 positions of one sequence and all layers. Who holds which page is
+/// the caller's business.
+#[derive(Debug)]
+pub struct KvStore {
+    /// Halves per layer and head: keys, then values.
+    head_values: usize,
+    kv_heads: usize,
+    page_values: usize,
+    pages: Vec<AlignedBuf<u16>>,
+    starts: Starts,
+}
+
+/// The first element of every page.
+#[derive(Debug, Default)]
+struct Starts(Vec<*mut u16>);
+
+// SAFETY: the pointers go to buffers that the same `KvStore` owns.
+unsafe impl Send for Starts {}
+// SAFETY: as above; writing through them needs the store's exclusive borrow.
+unsafe impl Sync for Starts {}
+
+impl KvStore {
+    /// An empty store for decoders of that shape.
+    ///
+    /// # Errors
+    /// As for [`Workspace::new`](super::Workspace::new).
+    pub fn new(shape: &DecoderShape) -> Result<Self> {
+        shape.check()?;
+        let head_values = 2 * shape.head_dim * PAGE_TOKENS;
+        let page_values = shape.layers * shape.kv_heads * head_values;
+        Ok(Self { head_values, kv_heads: shape.kv_heads, page_values, pages: Vec::new(), starts: Starts::default() })
+    }
+
+    /// Makes pages `0..count` usable.
+    pub fn reserve(&mut self, count: usize) {
+        while self.pages.len() < count {
+            let mut page = AlignedBuf::zeroed(self.page_values);
+            self.starts.0.push(page.as_mut_ptr());
+            self.pages.push(page);
+        }
+    }
+
+    /// Number of usable pages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Bytes of one page.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        self.page_values * size_of::<u16>()
+    }
+
+    pub(super) fn fits(&self, shape: &DecoderShape) -> bool {
+        let head_values = 2 * shape.head_dim * PAGE_TOKENS;
+        let page_values = shape.layers * shape.kv_heads * head_values;
+        (self.kv_heads, self.head_values, self.page_values) == (shape.kv_heads, head_values, page_values)
+    }
+
+    pub(super) fn start(&self, page: u32) -> Option<*mut u16> {
+        self.starts.0.get(page as usize).copied()
+    }
+
+    pub(super) fn offset(&self, layer: usize, head: usize) -> usize {
+        (layer * self.kv_heads + head) * self.head_values
+    }
+}

@@ -1,0 +1,195 @@
+//! Weights and options, checked against the shape before anything runs.
+
+use orion_core::{Error, Result};
+
+use crate::math::Activation;
+use crate::tiles::PackedMatrix;
+
+/// The widths of a decoder and what all its blocks share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderShape {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width between gate and down projection.
+    pub ffn: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements per head: a multiple of 16.
+    pub head_dim: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Rows of the embedding and of the head.
+    pub vocab: usize,
+    /// Added to the mean square in every norm.
+    pub norm_eps: f32,
+    /// Multiplies query-key products.
+    pub attention_scale: f32,
+    /// Bounds attention scores: `cap * tanh(score / cap)`.
+    pub attention_soft_cap: Option<f32>,
+    /// Between gate and up.
+    pub activation: Activation,
+    /// Rotary embeddings pair element `2i` with `2i + 1`; else `i` with `i + dim / 2`.
+    pub rope_interleaved: bool,
+}
+
+impl DecoderShape {
+    /// # Errors
+    /// [`Unsupported`](orion_core::ErrorKind::Unsupported) for widths the kernels cannot do,
+    /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) for a contradiction.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.head_dim.is_multiple_of(16) || self.head_dim == 0 {
+            return Err(Error::unsupported(format!("head size {} is no multiple of 16", self.head_dim)));
+        }
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
+            return Err(Error::invalid(format!("{} heads over {} key-value heads", self.heads, self.kv_heads)));
+        }
+        if self.hidden == 0 || self.ffn == 0 || self.vocab == 0 {
+            return Err(Error::invalid("a width is 0"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    pub(crate) fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Weights of a root-mean-square norm, any offset already added.
+pub type Norm = Vec<f32>;
+
+/// A matrix and its bias.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    /// `[out, in]`
+    pub matrix: PackedMatrix,
+    /// `[out]`
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Projection {
+    fn check(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        let (r, c) = (self.matrix.rows(), self.matrix.cols());
+        let bias = self.bias.as_ref().map_or(rows, Vec::len);
+        if (r, c, bias) == (rows, cols, rows) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{name} is {r} x {c} with {bias} biases, expected {rows} x {cols}")))
+    }
+}
+
+/// One block.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Before attention.
+    pub attn_norm: Norm,
+    /// Queries.
+    pub q: Projection,
+    /// Keys.
+    pub k: Projection,
+    /// Values.
+    pub v: Projection,
+    /// Norm over each query head.
+    pub q_norm: Option<Norm>,
+    /// Norm over each key head.
+    pub k_norm: Option<Norm>,
+    /// Back from attention.
+    pub o: Projection,
+    /// After attention, before the residual is added.
+    pub post_attn_norm: Option<Norm>,
+    /// Before the feed-forward part.
+    pub ffn_norm: Norm,
+    /// Passes through the activation.
+    pub gate: Projection,
+    /// Is multiplied with it.
+    pub up: Projection,
+    /// Back from the feed-forward part.
+    pub down: Projection,
+    /// After the feed-forward part, before the residual is added.
+    pub post_ffn_norm: Option<Norm>,
+    /// Keys further back than this are not seen.
+    pub window: Option<usize>,
+    /// Uses the second rotary embedding of a sequence.
+    pub local_rope: bool,
+}
+
+impl Block {
+    /// Whether it fits the shape.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput), naming what does not fit.
+    pub fn check(&self, shape: &DecoderShape) -> Result<()> {
+        let (q, kv) = (shape.q_width(), shape.kv_width());
+        self.q.check("query projection", q, shape.hidden)?;
+        self.k.check("key projection", kv, shape.hidden)?;
+        self.v.check("value projection", kv, shape.hidden)?;
+        self.o.check("output projection", shape.hidden, q)?;
+        self.gate.check("gate projection", shape.ffn, shape.hidden)?;
+        self.up.check("up projection", shape.ffn, shape.hidden)?;
+        self.down.check("down projection", shape.hidden, shape.ffn)?;
+        let norms = [Some(&self.attn_norm), Some(&self.ffn_norm), self.post_attn_norm.as_ref(), self.post_ffn_norm.as_ref()];
+        let heads = [self.q_norm.as_ref(), self.k_norm.as_ref()];
+        if norms.into_iter().flatten().any(|norm| norm.len() != shape.hidden)
+            || heads.into_iter().flatten().any(|norm| norm.len() != shape.head_dim)
+        {
+            return Err(Error::invalid("a norm's length is not the width it normalises"));
+        }
+        if self.post_attn_norm.is_some() != self.post_ffn_norm.is_some() {
+            return Err(Error::unsupported("a norm after only one of attention and feed-forward"));
+        }
+        if self.window == Some(0) {
+            return Err(Error::invalid("sliding window is 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Token rows.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    /// `[vocab, hidden]`
+    pub table: PackedMatrix,
+    /// Multiplies the rows.
+    pub scale: f32,
+}
+
+impl Embedding {
+    pub(crate) fn check(&self, shape: &DecoderShape) -> Result<()> {
+        Projection { matrix: self.table.clone(), bias: None }.check("embedding", shape.vocab, shape.hidden)
+    }
+}
+
+/// From the residual stream to logits.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Before the projection.
+    pub norm: Norm,
+    /// `[vocab, hidden]`
+    pub matrix: PackedMatrix,
+    /// Bounds logits: `cap * tanh(logit / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+impl Head {
+    pub(crate) fn check(&self, shape: &DecoderShape) -> Result<()> {
+        Projection { matrix: self.matrix.clone(), bias: None }.check("head", shape.vocab, shape.hidden)?;
+        if self.norm.len() != shape.hidden {
+            return Err(Error::invalid("the last norm's length is not the hidden width"));
+        }
+        Ok(())
+    }
+}
+
+/// A rotary embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Angle per position of each rotated pair; twice as many elements of a head rotate, the first ones.
+    pub frequencies: Vec<f32>,
+    /// Multiplies cosine and sine.
+    pub magnitude: f32,
+}

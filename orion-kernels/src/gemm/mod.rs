@@ -1,0 +1,98 @@
+//! Products of packed weights with rows of activations.
+//!
+//! One kernel serves one row (GEMV), a few (batching) and many (prefill): a tile's panel is unpacked once and swept
+//! by the rows, six at a time. For every output the float operations and their order are the same in all of them and
+//! on every instruction set: blocks ascending, in each block the exact integer sum, converted, times the product of
+//! both scales, then the minimum's term. So results are bit-identical for any batch and number of threads.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod float;
+mod kind;
+mod plain;
+
+use orion_core::TensorType;
+
+use crate::activations::QuantView;
+use crate::isa::Isa;
+use crate::tiles::{CHUNK, PackedMatrix, Panel, TILE_ROWS};
+
+/// Columns per panel when there are few rows: small enough that reading memory and computing overlap.
+const SHORT_CHUNK: usize = 256;
+
+/// Activations as a product takes them.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows {
+    Quantised(QuantView),
+    /// First row and stride in elements.
+    Float(*const f32, usize),
+}
+
+/// Computes `rows` rows by the 16 columns of one tile into `out`, `[rows][16]`.
+///
+/// # Safety
+/// The rows must be readable, of the kind the matrix needs, with as many columns, and nobody may write them.
+#[allow(unsafe_code, reason = "rows are shared between threads as pointers")]
+pub(crate) unsafe fn tile_product(
+    isa: Isa,
+    matrix: &PackedMatrix,
+    tile: usize,
+    input: Rows,
+    rows: usize,
+    panel: &mut Panel,
+    out: &mut [f32],
+) {
+    assert!(out.len() >= rows * TILE_ROWS, "room for the tile's results");
+    out[..rows * TILE_ROWS].fill(0.0);
+    let chunk = if rows <= 2 { SHORT_CHUNK } else { CHUNK };
+    for start in (0..matrix.cols()).step_by(chunk) {
+        let cols = chunk.min(matrix.cols() - start);
+        panel.fill(isa, matrix, tile, start, cols);
+        let part = Part { ty: matrix.ty(), panel, start, cols, rows, out: out.as_mut_ptr() };
+        match input {
+            // SAFETY: by this function's contract; the panel has just been filled with `cols` columns.
+            Rows::Float(first, stride) => unsafe { float::sweep(isa, part, first, stride) },
+            Rows::Quantised(view) => match isa {
+                // SAFETY: as above.
+                Isa::Scalar => unsafe { plain::sweep(part, view) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above, and the token proves the instructions.
+                Isa::Avx2(_) => unsafe { avx2::sweep(part, view) },
+                #[cfg(not(target_arch = "x86_64"))]
+                // SAFETY: as above.
+                Isa::Avx2(_) => unsafe { plain::sweep(part, view) },
+            },
+        }
+    }
+}
+
+/// One panel and what to add its products to.
+struct Part<'a> {
+    ty: TensorType,
+    panel: &'a Panel,
+    start: usize,
+    cols: usize,
+    rows: usize,
+    /// `[rows][16]`.
+    out: *mut f32,
+}
+
+/// Calls `$sweep::<Kind>` for a runtime type.
+macro_rules! for_kind {
+    ($ty:expr, $sweep:ident ( $($arg:expr),* )) => {
+        match $ty {
+            TensorType::Q4_0 => $sweep::<kind::Q4_0>($($arg),*),
+            TensorType::Q4_1 => $sweep::<kind::Q4_1>($($arg),*),
+            TensorType::Q5_0 => $sweep::<kind::Q5_0>($($arg),*),
+            TensorType::Q5_1 => $sweep::<kind::Q5_1>($($arg),*),
+            TensorType::Q8_0 => $sweep::<kind::Q8_0>($($arg),*),
+            TensorType::Q2K => $sweep::<kind::Q2K>($($arg),*),
+            TensorType::Q3K => $sweep::<kind::Q3K>($($arg),*),
+            TensorType::Q4K => $sweep::<kind::Q4K>($($arg),*),
+            TensorType::Q5K => $sweep::<kind::Q5K>($($arg),*),
+            TensorType::Q6K => $sweep::<kind::Q6K>($($arg),*),
+            other => unreachable!("{other} has no integer product"),
+        }
+    };
+}
+use for_kind;

@@ -1,0 +1,373 @@
+//! Eight f32 lanes: one trait, a plain and an AVX2 implementation that compute the same bits.
+//!
+//! Kernels over floats are written once, generic over [`Lanes`], and stamped out per instruction set by
+//! [`dispatch`]. Fused multiply-add is fused in both.
+#![allow(unsafe_code, reason = "vector loads and stores, intrinsics")]
+
+use crate::isa::Isa;
+
+/// Eight f32 values.
+pub(crate) trait Lanes: Copy {
+    fn splat(value: f32) -> Self;
+    /// # Safety
+    /// Eight values must be readable at `from`.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Eight halves, as bits.
+    /// # Safety
+    /// Eight values must be readable at `from`.
+    unsafe fn load_f16(from: *const u16) -> Self;
+    /// # Safety
+    /// Eight values must be writable at `to`.
+    unsafe fn store(self, to: *mut f32);
+    /// Rounds to half, ties to even.
+    /// # Safety
+    /// Eight values must be writable at `to`.
+    unsafe fn store_f16(self, to: *mut u16);
+    /// Rounds to i8, ties to even. The values must lie within ±127; a NaN gives 0 or -128.
+    /// # Safety
+    /// Eight values must be writable at `to`.
+    unsafe fn store_i8(self, to: *mut i8);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once.
+    fn fma(self, factor: Self, addend: Self) -> Self;
+    /// `self > other ? self : other`: the other one if either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// `self < other ? self : other`.
+    fn min(self, other: Self) -> Self;
+    fn abs(self) -> Self;
+    /// Takes the sign of `sign`, magnitude of `self`.
+    fn copysign(self, sign: Self) -> Self;
+    /// To the nearest integer, ties to even.
+    fn round(self) -> Self;
+    /// Two to the power of an integer in -126..=127.
+    fn exp2_int(self) -> Self;
+    /// `self` where `a < b`, else `other`; `other` where either is NaN.
+    fn where_less(self, a: Self, b: Self, other: Self) -> Self;
+    fn to_array(self) -> [f32; 8];
+
+    /// The sum, in a fixed order.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let v = self.to_array();
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+
+    /// The greatest lane, by the order of [`max`](Self::max).
+    #[inline(always)]
+    fn greatest(self) -> f32 {
+        let v = self.to_array();
+        v.iter().skip(1).fold(v[0], |a, &b| if a > b { a } else { b })
+    }
+}
+
+/// The reference.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain8([f32; 8]);
+
+#[inline(always)]
+fn map(a: [f32; 8], f: impl Fn(f32) -> f32) -> Plain8 {
+    Plain8(a.map(f))
+}
+
+#[inline(always)]
+fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> Plain8 {
+    Plain8(std::array::from_fn(|i| f(a[i], b[i])))
+}
+
+impl Lanes for Plain8 {
+    fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: by this function's contract.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: by this function's contract.
+        Self(unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(f16_to_f32))
+    }
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: by this function's contract.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    unsafe fn store_f16(self, to: *mut u16) {
+        // SAFETY: by this function's contract.
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(self.0.map(f32_to_f16)) }
+    }
+    unsafe fn store_i8(self, to: *mut i8) {
+        #[allow(clippy::cast_possible_truncation, reason = "within ±127 by the contract")]
+        // SAFETY: by this function's contract.
+        unsafe {
+            to.cast::<[i8; 8]>().write_unaligned(self.0.map(|v| v.round_ties_even() as i8));
+        }
+    }
+    fn add(self, other: Self) -> Self {
+        zip(self.0, other.0, |a, b| a + b)
+    }
+    fn sub(self, other: Self) -> Self {
+        zip(self.0, other.0, |a, b| a - b)
+    }
+    fn mul(self, other: Self) -> Self {
+        zip(self.0, other.0, |a, b| a * b)
+    }
+    fn div(self, other: Self) -> Self {
+        zip(self.0, other.0, |a, b| a / b)
+    }
+    fn fma(self, factor: Self, addend: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], addend.0[i])))
+    }
+    fn max(self, other: Self) -> Self {
+        zip(self.0, other.0, |a, b| if a > b { a } else { b })
+    }
+    fn min(self, other: Self) -> Self {
+        zip(self.0, other.0, |a, b| if a < b { a } else { b })
+    }
+    fn abs(self) -> Self {
+        map(self.0, f32::abs)
+    }
+    fn copysign(self, sign: Self) -> Self {
+        zip(self.0, sign.0, f32::copysign)
+    }
+    fn round(self) -> Self {
+        map(self.0, f32::round_ties_even)
+    }
+    fn exp2_int(self) -> Self {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range by the contract")]
+        map(self.0, |v| f32::from_bits(((v as i32 + 127) as u32) << 23))
+    }
+    fn where_less(self, a: Self, b: Self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| if a.0[i] < b.0[i] { self.0[i] } else { other.0[i] }))
+    }
+    fn to_array(self) -> [f32; 8] {
+        self.0
+    }
+}
+
+/// Half to single, exact.
+#[inline]
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
+    let sign = u32::from(bits >> 15) << 31;
+    let rest = u32::from(bits & 0x7fff);
+    let magnitude = if rest >= 0x7c00 {
+        // Infinity or NaN; a NaN comes out quiet, as from the instruction.
+        let quiet = if rest > 0x7c00 { 0x0040_0000 } else { 0 };
+        0x7f80_0000 | (rest & 0x3ff) << 13 | quiet
+    } else if rest >= 0x400 {
+        (rest << 13) + ((127 - 15) << 23)
+    } else {
+        #[allow(clippy::cast_precision_loss, reason = "ten bits")]
+        return f32::from_bits((rest as f32 * 2f32.powi(-24)).to_bits() | sign);
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+/// Single to half, to nearest, ties to even.
+#[inline]
+pub(crate) fn f32_to_f16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    #[allow(clippy::cast_possible_truncation, reason = "one bit, and values below 2^16")]
+    {
+        let sign = (bits >> 16) as u16 & 0x8000;
+        let magnitude = bits & 0x7fff_ffff;
+        if magnitude > 0x7f80_0000 {
+            return sign | 0x7e00 | (magnitude >> 13) as u16 & 0x3ff;
+        }
+        if magnitude >= 0x4780_0000 {
+            return sign | 0x7c00;
+        }
+        if magnitude < 0x3880_0000 {
+            // Subnormal: adding 0.5 lets the float unit round the lowest 24 bits to units of 2^-24.
+            let rounded = f32::from_bits(magnitude) + 0.5;
+            return sign | (rounded.to_bits() - 0.5f32.to_bits()) as u16;
+        }
+        let odd = magnitude >> 13 & 1;
+        let rounded = magnitude - ((127 - 15) << 23) + 0xfff + odd;
+        sign | (rounded >> 13) as u16
+    }
+}
+
+#[inline]
+pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2 {
+    use super::Lanes;
+    use std::arch::x86_64::*;
+
+    /// Eight lanes in one register. Only used inside functions compiled for AVX2, FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx8(__m256);
+
+    // Every block below runs on a CPU with the instructions: the type is reached through an `Avx2` token only.
+    #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all: see the line above")]
+    impl Lanes for Avx8 {
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            unsafe { Self(_mm256_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut u16) {
+            unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn store_i8(self, to: *mut i8) {
+            unsafe {
+                let wide = _mm256_cvtps_epi32(self.0);
+                let (low, high) = (_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+                let words = _mm_packs_epi32(low, high);
+                _mm_storel_epi64(to.cast(), _mm_packs_epi16(words, words));
+            }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            unsafe { Self(_mm256_add_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            unsafe { Self(_mm256_sub_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            unsafe { Self(_mm256_mul_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            unsafe { Self(_mm256_div_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn fma(self, factor: Self, addend: Self) -> Self {
+            unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0)) }
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            unsafe { Self(_mm256_max_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn min(self, other: Self) -> Self {
+            unsafe { Self(_mm256_min_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            unsafe { Self(_mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0)) }
+        }
+        #[inline(always)]
+        fn copysign(self, sign: Self) -> Self {
+            unsafe { Self(_mm256_or_ps(self.abs().0, _mm256_and_ps(_mm256_set1_ps(-0.0), sign.0))) }
+        }
+        #[inline(always)]
+        fn round(self) -> Self {
+            unsafe { Self(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+        }
+        #[inline(always)]
+        fn exp2_int(self) -> Self {
+            unsafe {
+                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+                Self(_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))
+            }
+        }
+        #[inline(always)]
+        fn where_less(self, a: Self, b: Self, other: Self) -> Self {
+            unsafe { Self(_mm256_blendv_ps(other.0, self.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0))) }
+        }
+        #[inline(always)]
+        fn to_array(self) -> [f32; 8] {
+            let mut out = [0.0; 8];
+            unsafe { self.store(out.as_mut_ptr()) };
+            out
+        }
+    }
+}
+
+/// A kernel over lanes, as a value, so that one dispatch serves all.
+pub(crate) trait Kernel {
+    type Output;
+    /// Runs with the lanes of some instruction set.
+    fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Runs a kernel on an instruction set.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
+    match isa {
+        Isa::Scalar => kernel.run::<Plain8>(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(_) => {
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
+                kernel.run::<avx2::Avx8>()
+            }
+            // SAFETY: an `Avx2` token exists, so the CPU has the instructions.
+            unsafe {
+                with_avx2(kernel)
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2(_) => kernel.run::<Plain8>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_go_both_ways() {
+        for bits in 0..=u16::MAX {
+            let value = f16_to_f32(bits);
+            if value.is_nan() {
+                assert!(f16_to_f32(f32_to_f16(value)).is_nan());
+            } else {
+                assert_eq!(f32_to_f16(value), bits);
+            }
+        }
+        for (value, bits) in [(1.0, 0x3c00), (65504.0, 0x7bff), (65519.9, 0x7bff), (65520.0, 0x7c00), (-2.0, 0xc000), (6e-8, 1), (2.9e-8, 0), (1e9, 0x7c00)] {
+            assert_eq!(f32_to_f16(value), bits, "{value}");
+        }
+    }
+
+    struct Halves<'a>(&'a [u16], &'a mut [f32], &'a mut [u16]);
+    impl Kernel for Halves<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<L: Lanes>(self) {
+            for i in (0..self.0.len()).step_by(8) {
+                // SAFETY: all three have the same length, a multiple of eight.
+                unsafe {
+                    let v = L::load_f16(self.0.as_ptr().add(i));
+                    v.store(self.1.as_mut_ptr().add(i));
+                    v.store_f16(self.2.as_mut_ptr().add(i));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_isa_converts_halves_alike() {
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        for isa in Isa::available() {
+            let (mut wide, mut back) = (vec![0.0; all.len()], vec![0; all.len()]);
+            dispatch(isa, Halves(&all, &mut wide, &mut back));
+            for (i, &bits) in all.iter().enumerate() {
+                assert_eq!(wide[i].to_bits(), f16_to_f32(bits).to_bits(), "{isa} {bits:04x}");
+                assert_eq!(back[i], f32_to_f16(wide[i]), "{isa} {bits:04x}");
+            }
+        }
+    }
+}
