@@ -5,7 +5,7 @@ use std::io::Write;
 use orion::{Generation, GenerationEvent, ModelExt};
 
 fn main() -> orion::Result<()> {
-    let model = std::env::args().nth(1).map_or_else(orion_testkit::smollm2, Into::into);
+    let model = std::env::args().nth(1).map_or_else(orion_testkit::models::smollm2, Into::into);
     let model = orion::open(model)?;
     for event in model.stream(Generation::user("Tell me a short story about a lighthouse.").max_tokens(120))? {
         match event {

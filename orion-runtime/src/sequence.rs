@@ -145,7 +145,8 @@ impl Sequence {
     /// has had no token of its own to travel with.
     pub(crate) fn finish(mut self, reason: FinishReason) {
         if reason != FinishReason::StopString {
-            let (released, hit) = self.stops.push(&self.detokenizer.finish());
+            let detokenizer = std::mem::replace(&mut self.detokenizer, Detokenizer::continuing());
+            let (released, hit) = self.stops.push(&detokenizer.finish());
             self.text += &released;
             if !hit {
                 self.text += &self.stops.finish();

@@ -97,16 +97,11 @@ fn random_tokens(count: usize, vocab: usize) -> Vec<TokenId> {
 
 fn spread(values: &mut [f64]) -> Value {
     values.sort_by(f64::total_cmp);
-    match values {
-        [] => Value::Null,
-        [min, ..] => {
-            let middle = values.len() / 2;
-            let median = if values.len() % 2 == 1 {
-                values[middle]
-            } else {
-                (values[middle - 1] + values[middle]) / 2.0
-            };
-            json!({ "median": median, "min": min, "max": values[values.len() - 1] })
-        }
-    }
+    let (Some(min), Some(max)) = (values.first(), values.last()) else { return Value::Null };
+    let middle = values.len() / 2;
+    let median = match values.len() % 2 {
+        1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
+    };
+    json!({ "median": median, "min": min, "max": max })
 }
