@@ -1,0 +1,58 @@
+//! Which file of a directory is the model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use orion_core::{Error, ErrorKind, Result};
+use orion_formats::gguf::SplitName;
+
+use crate::open::INDEX;
+
+/// The one file to open: the index, the one safetensors file, the one GGUF file or the first part of the one split.
+pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
+    let subject = || directory.display().to_string();
+    let mut names: Vec<String> = Vec::new();
+    for entry in fs::read_dir(directory).map_err(|error| Error::io(error, subject()))? {
+        let entry = entry.map_err(|error| Error::io(error, subject()))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && !name.starts_with('.')
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let has = |name: &str| names.iter().any(|other| other == name);
+    let mut candidates: Vec<&str> = Vec::new();
+    for name in &names {
+        let later_part = SplitName::parse(name)
+            .is_some_and(|split| split.part > 1 && has(&SplitName { part: 1, ..split }.to_string()));
+        if name.ends_with(".gguf") && !later_part {
+            candidates.push(name);
+        }
+    }
+    if has(INDEX) {
+        candidates.push(INDEX);
+    } else if has("model.safetensors") {
+        candidates.push("model.safetensors");
+    } else {
+        candidates.extend(names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")));
+    }
+    match candidates[..] {
+        [only] => Ok(directory.join(only)),
+        [] => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("no model in the directory: neither a .gguf nor a .safetensors file nor {INDEX}"),
+        )
+        .about(subject())),
+        _ => {
+            Err(Error::invalid(format!("several models in the directory, name one: {}", listed(&candidates)))
+                .about(subject()))
+        }
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(8);
+    let listed = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
+}

@@ -1,0 +1,120 @@
+//! From a path to a source.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use orion_core::{Error, ErrorKind, Result, WeightSource};
+use orion_formats::gguf::{self, SplitName};
+use orion_formats::{Reason, ShardIndex, looks_like, safetensors};
+
+use crate::directory::model_in;
+use crate::file::{FileSource, OpenFile};
+use crate::side_files;
+
+/// The index of a sharded safetensors model.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// Longest index: 262,144 tensors with long names.
+pub(crate) const LONGEST_INDEX: u64 = 64 << 20;
+
+/// Opens a local model: a GGUF file, any part of a split GGUF, a safetensors file, a shard index, or a directory that
+/// holds exactly one of these. Headers are read and checked against the files; no tensor is read.
+///
+/// # Errors
+/// [`NotFound`](ErrorKind::NotFound) if path or part is not there, [`InvalidInput`](ErrorKind::InvalidInput) if it is
+/// unclear which model is meant, [`Corrupt`](ErrorKind::Corrupt) or [`Unsupported`](ErrorKind::Unsupported) with the
+/// path and a [`Reason`], [`Io`](ErrorKind::Io).
+pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn WeightSource>> {
+    let source = open_files(path.as_ref())?;
+    Ok(Arc::new(source))
+}
+
+fn open_files(path: &Path) -> Result<FileSource> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::io(error, path.display().to_string()))?;
+    let path = if metadata.is_dir() { model_in(path)? } else { path.to_owned() };
+    let file = OpenFile::open(&path)?;
+    let start = file.start(512)?;
+    let named = |extension: &str| path.extension().is_some_and(|given| given.eq_ignore_ascii_case(extension));
+    if start.starts_with(gguf::MAGIC) || named("gguf") {
+        open_gguf(file)
+    } else if named("json") {
+        open_index(&file)
+    } else if named("safetensors") || start.get(8) == Some(&b'{') {
+        let mut header = safetensors_header(&file)?.model().map_err(|error| error.about(file.subject()))?;
+        side_files::attach(&mut header, parent(&path))?;
+        Ok(FileSource::new(header, vec![file]))
+    } else {
+        let error = match looks_like(&start) {
+            Some(kind) => Reason::NotAModel(kind).error(format!("not a model file, looks like {kind}")),
+            None => Reason::BadMagic.error("neither a GGUF nor a safetensors file"),
+        };
+        Err(error.about(file.subject()))
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn open_gguf(file: OpenFile) -> Result<FileSource> {
+    let name = file.path.file_name().and_then(|name| name.to_str()).and_then(SplitName::parse);
+    let files = match name {
+        Some(name) if name.parts > 1 => {
+            let directory = parent(&file.path).to_owned();
+            let missing = |error: Error, path: &Path| match error.kind() {
+                ErrorKind::NotFound => {
+                    Error::new(ErrorKind::NotFound, "this part of the split model is missing")
+                        .about(path.display().to_string())
+                        .with_source(error)
+                }
+                _ => error,
+            };
+            name.all()
+                .map(|part| directory.join(part.to_string()))
+                .map(|path| OpenFile::open(&path).map_err(|error| missing(error, &path)))
+                .collect::<Result<Vec<_>>>()?
+        }
+        _ => vec![file],
+    };
+    let headers = files
+        .iter()
+        .map(|file| gguf::read_header(file.reader(), file.len).map_err(|error| error.about(file.subject())))
+        .collect::<Result<Vec<_>>>()?;
+    let header = gguf::join(headers).map_err(|error| error.about(files[0].subject()))?;
+    Ok(FileSource::new(header, files))
+}
+
+fn safetensors_header(file: &OpenFile) -> Result<safetensors::SafetensorsHeader> {
+    safetensors::read_header(file.reader(), file.len).map_err(|error| error.about(file.subject()))
+}
+
+fn open_index(file: &OpenFile) -> Result<FileSource> {
+    let directory = parent(&file.path);
+    let index = ShardIndex::parse(&file.all(LONGEST_INDEX)?).map_err(|error| error.about(file.subject()))?;
+    let files = index
+        .files()
+        .into_iter()
+        .map(|name| OpenFile::open(&inside(directory, name)?))
+        .collect::<Result<Vec<_>>>()?;
+    let headers = files.iter().map(safetensors_header).collect::<Result<Vec<_>>>()?;
+    let mut header = index.join(&headers).map_err(|error| error.about(file.subject()))?;
+    side_files::attach(&mut header, directory)?;
+    Ok(FileSource::new(header, files))
+}
+
+/// The path of a shard, whose symbolic links may lead to its own directory or, in a Hugging Face cache, to the blobs
+/// of its own repository, and nowhere else.
+fn inside(directory: &Path, name: &str) -> Result<PathBuf> {
+    let path = directory.join(name);
+    let io = |error, path: &Path| Error::io(error, path.display().to_string());
+    let target = path.canonicalize().map_err(|error| io(error, &path))?;
+    let directory = directory.canonicalize().map_err(|error| io(error, directory))?;
+    let snapshots = directory.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
+    if target.starts_with(&directory) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
+        return Ok(path);
+    }
+    Err(Reason::PathEscape.error("a link out of the model's directory").about(path.display().to_string()))
+}
