@@ -2,4 +2,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod gguf;
 pub mod models;
+mod recipe;
+pub mod references;
