@@ -3,4 +3,4 @@
 
 mod blocks;
 
-pub use blocks::dequantize;
+pub use blocks::{dequantize, quantize};
