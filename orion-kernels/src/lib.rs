@@ -14,6 +14,7 @@ mod pool;
 mod simd;
 mod tiles;
 
+<<<<<<< HEAD
 pub use aligned::AlignedBuf;
 pub use attention::PAGE_TOKENS;
 pub use blocks::dequantize;
@@ -23,3 +24,6 @@ pub use linear::{LinearScratch, linear};
 pub use math::{Activation, activate_rows, layer_norm, rms_norm, soft_cap, top_k};
 pub use pool::{ComputePool, Region};
 pub use tiles::{PackedMatrix, Panel, TILE_ROWS};
+=======
+pub use blocks::{dequantize, quantize};
+>>>>>>> blocks

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use orion_core::{ErrorKind, TensorType};
-use orion_kernels::dequantize;
+use orion_kernels::{dequantize, quantize};
 
 /// The committed goldens, or a larger set that the same script made elsewhere.
 fn golden(file: &str) -> Vec<u8> {
@@ -64,6 +64,37 @@ fn decoding_gives_the_bits_that_ggml_gives() {
         all.sort_unstable();
         all
     });
+}
+
+#[test]
+fn encoding_gives_the_bytes_of_the_reference_quantiser() {
+    let file = golden("encode.bin");
+    let mut reader = Reader(&file);
+    let (rows, columns) = (reader.u32() as usize, reader.u32() as usize);
+    let x = reader.floats(rows * columns);
+    let importances = reader.floats(columns);
+    let mut failures = Vec::new();
+    let mut seen = 0;
+    while !reader.0.is_empty() {
+        let (ty, weighted, len) = (reader.ty(), reader.u32() != 0, reader.u32() as usize);
+        let expected = reader.bytes(len);
+        let mut out = Vec::new();
+        quantize(ty, &x, columns, weighted.then_some(&importances), &mut out).unwrap();
+        assert_eq!(out.len(), len, "{ty}");
+        let blocks = out.chunks(ty.block_bytes()).zip(expected.chunks(ty.block_bytes()));
+        let different: Vec<_> = blocks.enumerate().filter(|(_, (a, b))| a != b).collect();
+        if let Some((block, (ours, ggml))) = different.first() {
+            let count = different.len();
+            let row = block * ty.block_len() / columns;
+            failures.push(format!(
+                "{ty} weighted {weighted}: {count} of {} blocks, first {block} in row {row}:\n  {ours:02x?}\n  {ggml:02x?}",
+                len / ty.block_bytes()
+            ));
+        }
+        seen += 1;
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert_eq!(seen, 2 * TensorType::ALL.iter().filter(|ty| columns % ty.block_len() == 0).count());
 }
 
 #[test]

@@ -22,7 +22,7 @@ impl Avx2 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Isa {
     /// The target's baseline.
-    Portable,
+    Scalar,
     /// 256-bit registers.
     Avx2(Avx2),
 }
@@ -30,12 +30,12 @@ pub(super) enum Isa {
 impl Isa {
     /// The widest that this processor has.
     pub(super) fn best() -> Self {
-        Avx2::detect().map_or(Self::Portable, Self::Avx2)
+        Avx2::detect().map_or(Self::Scalar, Self::Avx2)
     }
 
     /// All that this processor has.
     #[cfg(test)]
-    pub(super) fn all() -> Vec<Self> {
-        std::iter::once(Self::Portable).chain(Avx2::detect().map(Self::Avx2)).collect()
+    pub(super) fn available() -> Vec<Self> {
+        std::iter::once(Self::Scalar).chain(Avx2::detect().map(Self::Avx2)).collect()
     }
 }
