@@ -260,6 +260,7 @@ fn rope_scaling(keys: &Keys<'_>, context_length: usize, dim: usize) -> Result<Ro
             beta_fast: keys.opt_f32("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: keys.opt_f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             original_context: original.unwrap_or(context_length),
+            truncate: true,
             attention_factor: keys.opt_f32("rope.scaling.attn_factor")?.unwrap_or(1.0) * (0.1 * factor.ln() + 1.0),
         }),
         (Some(other), _) => Err(Error::unsupported(format!("rope scaling {other:?}"))

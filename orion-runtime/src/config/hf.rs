@@ -93,7 +93,7 @@ pub(super) fn config(text: &str, header: &ModelHeader) -> Result<DecoderConfig> 
             .about("model_type"));
         }
     };
-    refuse_unsupported(root, architecture)?;
+    refuse_unsupported(root)?;
     let hidden = root.usize("hidden_size")?;
     let heads = root.usize("num_attention_heads")?;
     let kv_heads = root.opt_usize("num_key_value_heads")?.unwrap_or(match architecture {
@@ -117,14 +117,14 @@ pub(super) fn config(text: &str, header: &ModelHeader) -> Result<DecoderConfig> 
         }
     };
     let gemma = architecture.is_gemma();
-    let context_length = root.usize("max_position_embeddings")?;
+    let context_length = context_length(root, architecture)?;
     let scale = match root.opt_f32("query_pre_attn_scalar")? {
         Some(scalar) if gemma => scalar,
         None if gemma => 256.0,
         _ => head_dim as f32,
     };
     let rotary = (head_dim as f32 * root.opt_f32("partial_rotary_factor")?.unwrap_or(1.0)) as usize;
-    let (rope, local_rope) = ropes(root, architecture, rotary)?;
+    let (rope, local_rope) = ropes(root, architecture, rotary, context_length)?;
     let cap = |key: &str, default: Option<f32>| -> Result<Option<f32>> {
         Ok(if root.has(key) { root.opt_f32(key)? } else { default })
     };
@@ -151,7 +151,7 @@ pub(super) fn config(text: &str, header: &ModelHeader) -> Result<DecoderConfig> 
         ffn_bias: root.bool("mlp_bias", false)?,
         fused,
         attention_scale: 1.0 / scale.sqrt(),
-        attention_soft_cap: cap("attn_logit_softcapping", gemma2.then_some(50.0))?.filter(|_| gemma),
+        attention_soft_cap: cap("attn_logit_softcapping", Some(50.0))?.filter(|_| gemma2),
         logit_soft_cap: cap("final_logit_softcapping", gemma2.then_some(30.0))?.filter(|_| gemma),
         embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
         activation: activation(root, gemma)?,
@@ -162,21 +162,26 @@ pub(super) fn config(text: &str, header: &ModelHeader) -> Result<DecoderConfig> 
     })
 }
 
-fn refuse_unsupported(root: Keys<'_>, architecture: Architecture) -> Result<()> {
+/// The context length, or the default of the family's configuration class: files leave out what equals it.
+fn context_length(root: Keys<'_>, architecture: Architecture) -> Result<usize> {
+    Ok(root.opt_usize("max_position_embeddings")?.unwrap_or(match architecture {
+        Architecture::Llama => 2048,
+        Architecture::Mistral | Architecture::Gemma3 => 131_072,
+        Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
+        Architecture::Gemma2 => 8192,
+        Architecture::Phi3 => 4096,
+    }))
+}
+
+fn refuse_unsupported(root: Keys<'_>) -> Result<()> {
     if root.find("quantization_config").is_some() {
         return Err(Error::unsupported("quantised safetensors").about("quantization_config"));
     }
     if root.bool("use_bidirectional_attention", false)? {
         return Err(Error::unsupported("bidirectional attention").about("use_bidirectional_attention"));
     }
-    if architecture == Architecture::Gemma3 && root.opt_f32("attn_logit_softcapping")?.is_some() {
-        // Known to the decoder, but no released Gemma 3 has it and no reference covers it.
-        return Err(Error::unsupported("soft-capped attention in gemma3").about("attn_logit_softcapping"));
-    }
-    for key in ["pretraining_tp"] {
-        if root.opt_usize(key)?.is_some_and(|value| value > 1) {
-            return Err(Error::unsupported("tensor-parallel arithmetic").about(key));
-        }
+    if root.opt_usize("pretraining_tp")?.is_some_and(|ranks| ranks > 1) {
+        return Err(Error::unsupported("tensor-parallel arithmetic").about("pretraining_tp"));
     }
     Ok(())
 }
@@ -246,7 +251,12 @@ fn layer_types(value: &Value, layers: usize) -> Result<Vec<bool>> {
 
 /// Global and local rope. New files put everything into `rope_parameters` (Gemma 3: one object per layer type), older
 /// ones into `rope_theta`, `rope_local_base_freq` and `rope_scaling`.
-fn ropes(root: Keys<'_>, architecture: Architecture, dim: usize) -> Result<(RopeConfig, Option<RopeConfig>)> {
+fn ropes(
+    root: Keys<'_>,
+    architecture: Architecture,
+    dim: usize,
+    context: usize,
+) -> Result<(RopeConfig, Option<RopeConfig>)> {
     let gemma3 = architecture == Architecture::Gemma3;
     let default_base = if gemma3 { 1_000_000.0 } else { 10_000.0 };
     let theta = root.opt_f32("rope_theta")?.unwrap_or(default_base);
@@ -261,23 +271,22 @@ fn ropes(root: Keys<'_>, architecture: Architecture, dim: usize) -> Result<(Rope
         (None, Some(new)) => Some(new),
         (None, None) => root.opt_object("rope_scaling")?,
     };
-    let rope = rope(root, flat, theta, dim)?;
-    let local_rope = gemma3
-        .then(|| self::rope(root, local, local_theta, dim))
-        .transpose()?;
+    let read = |options, theta| rope(root, options, RopeConfig { dim, base: theta, scaling: RopeScaling::None }, context);
+    let rope = read(flat, theta)?;
+    let local_rope = gemma3.then(|| read(local, local_theta)).transpose()?;
     Ok((rope, local_rope))
 }
 
-fn rope(root: Keys<'_>, options: Option<Keys<'_>>, theta: f32, dim: usize) -> Result<RopeConfig> {
-    let plain = RopeConfig { dim, base: theta, scaling: RopeScaling::None };
+/// `plain` changed by what `options` say.
+fn rope(root: Keys<'_>, options: Option<Keys<'_>>, plain: RopeConfig, context: usize) -> Result<RopeConfig> {
     let Some(options) = options else { return Ok(plain) };
+    let RopeConfig { dim, base: theta, .. } = plain;
     let about = |error: Error| error.about("rope_scaling");
     let base = options.opt_f32("rope_theta")?.unwrap_or(theta);
     let dim = match options.opt_f32("partial_rotary_factor")? {
         Some(share) if root.find("partial_rotary_factor").is_none() => (dim as f32 * share) as usize,
         _ => dim,
     };
-    let context = root.usize("max_position_embeddings")?;
     let original = match options.opt_usize("original_max_position_embeddings").map_err(about)? {
         Some(original) => Some(original),
         None => root.opt_usize("original_max_position_embeddings")?,
@@ -301,23 +310,19 @@ fn rope(root: Keys<'_>, options: Option<Keys<'_>>, theta: f32, dim: usize) -> Re
             original_context: original.unwrap_or(context),
         },
         "yarn" => {
-            if options.find("mscale").is_some() || options.find("mscale_all_dim").is_some() {
-                return Err(about(Error::unsupported("yarn with mscale")));
-            }
-            if !options.bool("truncate", true)? {
-                return Err(about(Error::unsupported("yarn without truncation")));
-            }
             let factor = need("factor")?;
+            let magnitude = |scale: f32| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+            let ratio = match (options.opt_f32("mscale")?, options.opt_f32("mscale_all_dim")?) {
+                (Some(own), Some(all)) if own != 0.0 && all != 0.0 => magnitude(own) / magnitude(all),
+                _ => magnitude(1.0),
+            };
             RopeScaling::Yarn {
                 factor,
                 beta_fast: options.opt_f32("beta_fast")?.unwrap_or(32.0),
                 beta_slow: options.opt_f32("beta_slow")?.unwrap_or(1.0),
                 original_context: original.unwrap_or(context),
-                attention_factor: options.opt_f32("attention_factor")?.unwrap_or(if factor <= 1.0 {
-                    1.0
-                } else {
-                    0.1 * factor.ln() + 1.0
-                }),
+                truncate: options.bool("truncate", true)?,
+                attention_factor: options.opt_f32("attention_factor")?.unwrap_or(ratio),
             }
         }
         "longrope" | "su" => {

@@ -100,6 +100,8 @@ pub enum RopeScaling {
         beta_slow: f32,
         /// Context of the original training.
         original_context: usize,
+        /// The ramp begins and ends at whole pairs.
+        truncate: bool,
         /// Multiplies cosine and sine.
         attention_factor: f32,
     },
@@ -320,7 +322,7 @@ impl RopeConfig {
                 }
                 Ok(())
             }
-            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor } => {
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, .. } => {
                 finite("factor", *factor)?;
                 finite("beta_fast", *beta_fast)?;
                 finite("beta_slow", *beta_slow)?;

@@ -65,7 +65,8 @@ impl Tokenizer {
     /// [`Unsupported`](orion_core::ErrorKind::Unsupported) with the name of a family that is not known,
     /// [`Corrupt`](orion_core::ErrorKind::Corrupt) with the key that is wrong.
     pub fn from_header(header: &ModelHeader) -> Result<Self> {
-        let own = header.metadata.contains_key(gguf::MODEL);
+        let kind = header.metadata.get(gguf::MODEL);
+        let own = kind.is_some_and(|kind| !matches!(kind.as_str(), Some("no_vocab" | "none")));
         if header.format == ModelFormat::Gguf && own {
             return gguf::load(header);
         }
