@@ -110,7 +110,7 @@ fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]
     let mut kv = KvStore::new(&model.shape).unwrap();
     kv.reserve(16);
     let pages: Vec<u32> = (0..16).rev().collect();
-    let blocks: Vec<&Block> = model.blocks.iter().collect();
+    let blocks = &model.blocks[..];
     let (mut start, mut out) = (0, Vec::new());
     for &count in chunks.iter().cycle() {
         let count = count.min(tokens.len() - start);
@@ -122,7 +122,7 @@ fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]
         workspace.push(chunk.iter().copied(), start, &pages, [0, 1], count).unwrap();
         let mut logits = vec![0.0; count * model.shape.vocab];
         // Cut between the blocks every other time.
-        let whole = Stages { embedding: Some(&model.embedding), first: 0, blocks: &blocks, head: Some(&model.head) };
+        let whole = Stages { embedding: Some(&model.embedding), first: 0, blocks, head: Some(&model.head) };
         if start % 2 == 0 {
             workspace.run(&mut kv, whole, &mut logits).unwrap();
         } else {
@@ -293,8 +293,8 @@ fn sequences_in_one_batch_do_not_touch_each_other() {
         let mut kv = KvStore::new(&model.shape).unwrap();
         kv.reserve(10);
         let pages = [[0, 2, 4, 6], [1, 3, 5, 7]];
-        let blocks: Vec<&Block> = model.blocks.iter().collect();
-        let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks: &blocks, head: Some(&model.head) };
+        let blocks = &model.blocks[..];
+        let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks, head: Some(&model.head) };
         let vocab = model.shape.vocab;
         // A decodes while b prefills, then both decode.
         let mut done = [0, 0];
@@ -323,8 +323,8 @@ fn misuse_is_refused() {
     let mut w = Workspace::new(pool, Isa::best(), model.shape.clone(), model.ropes.clone(), 8).unwrap();
     let mut kv = KvStore::new(&model.shape).unwrap();
     kv.reserve(1);
-    let blocks: Vec<&Block> = model.blocks.iter().collect();
-    let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks: &blocks, head: None };
+    let blocks = &model.blocks[..];
+    let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks, head: None };
     w.begin();
     assert!(w.push([50].into_iter(), 0, &[0], [0, 1], 0).is_err(), "no such token");
     assert!(w.push([1].into_iter(), 64, &[0], [0, 1], 0).is_err(), "too few pages");

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod cpu;
 mod executor;
 mod kv;
 mod load;

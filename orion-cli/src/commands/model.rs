@@ -28,6 +28,7 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Executor {
     #[default]
+    Cpu,
     Portable,
 }
 
@@ -41,6 +42,7 @@ impl ModelArgs {
     pub(crate) fn open(&self) -> Result<LocalModel> {
         let mut options = RuntimeOptions::default();
         options.executor = match self.run.executor {
+            Executor::Cpu => ExecutorKind::Cpu,
             Executor::Portable => ExecutorKind::Portable,
         };
         LocalRuntime::new(options).open(orion::loader::open(&self.model)?)
