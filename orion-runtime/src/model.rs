@@ -8,7 +8,7 @@ use orion_core::{
     Error, ErrorKind, Generation, GenerationEvent, Job, MetaValue, Model, ModelHeader, ModelInfo, Result, Runtime,
     TokenId, WeightSource,
 };
-use orion_kernels::ComputePool;
+use orion_kernels::{ComputePool, Isa};
 
 use crate::config::DecoderConfig;
 use crate::cpu::{self, Cpu};
@@ -107,7 +107,7 @@ impl LocalRuntime {
             }
             (kind, _) => kind,
         };
-        let info = info(header, &config, kind);
+        let info = info(header, &config, kind)?;
         let executor: Box<dyn Executor> = match kind {
             ExecutorKind::Cpu => {
                 let pool = options.pool.clone().map_or_else(ComputePool::shared, Ok)?;
@@ -156,19 +156,25 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.map(drop).map_err(|error| Error::io(error, format!("starting thread {name}")))
 }
 
-fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) -> ModelInfo {
+fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) -> Result<ModelInfo> {
     let mut info = ModelInfo::new(config.architecture.name());
     info.name = header.metadata.get("general.name").and_then(MetaValue::as_str).map(str::to_owned);
     info.context_length = config.context_length;
     info.parameters = header.tensors.iter().map(orion_core::TensorInfo::elements).sum();
+    let width = match executor {
+        ExecutorKind::Cpu => size_of::<u16>(),
+        ExecutorKind::Portable => size_of::<f32>(),
+    };
     info.weight_bytes = match executor {
+        ExecutorKind::Cpu => header.tensors.iter().map(|tensor| tensor.bytes).sum(),
         ExecutorKind::Portable => 4 * info.parameters,
     };
-    info.kv_bytes_per_token = (2 * config.layers.len() * config.kv_width() * size_of::<f32>()) as u64;
+    info.kv_bytes_per_token = (2 * config.layers.len() * config.kv_width() * width) as u64;
     info.executor = match executor {
+        ExecutorKind::Cpu => format!("cpu ({})", Isa::active()?),
         ExecutorKind::Portable => "portable (candle, f32)".into(),
     };
-    info
+    Ok(info)
 }
 
 /// Turns prompts into tokens, off the caller's thread and off the worker's.

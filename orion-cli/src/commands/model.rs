@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use orion::runtime::{ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
+use orion::runtime::{ComputePool, ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
 use orion::{Result, SamplingParams};
 
 #[derive(Debug, Args)]
@@ -45,6 +45,9 @@ impl ModelArgs {
             Executor::Cpu => ExecutorKind::Cpu,
             Executor::Portable => ExecutorKind::Portable,
         };
+        if let Some(threads) = self.run.threads {
+            options.pool = Some(ComputePool::new(threads.into())?);
+        }
         LocalRuntime::new(options).open(orion::loader::open(&self.model)?)
     }
 }
