@@ -3,103 +3,11 @@
 
 mod common;
 
-use common::{Rng, random};
+use common::model::{Model, Options, PLAIN, build};
 use orion_core::TensorType;
 use orion_kernels::{
-    Activation, Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Projection, Rope,
-    Stages, Workspace,
+    Activation, ComputePool, Isa, KvStore, PackedMatrix, Panel, Projection, Rope, Stages, Workspace,
 };
-
-struct Model {
-    shape: DecoderShape,
-    ropes: Vec<Rope>,
-    embedding: Embedding,
-    blocks: Vec<Block>,
-    head: Head,
-}
-
-#[derive(Clone, Copy)]
-struct Options {
-    ty: TensorType,
-    post_norms: bool,
-    qk_norm: bool,
-    bias: bool,
-    window: Option<usize>,
-    soft_cap: Option<f32>,
-    interleaved: bool,
-    kv_heads: usize,
-}
-
-const PLAIN: Options = Options {
-    ty: TensorType::Q8_0,
-    post_norms: false,
-    qk_norm: false,
-    bias: false,
-    window: None,
-    soft_cap: None,
-    interleaved: true,
-    kv_heads: 2,
-};
-
-fn build(options: Options) -> Model {
-    let pool = ComputePool::new(1).unwrap();
-    let mut rng = Rng(99);
-    let (hidden, ffn, heads, head_dim, vocab, layers) = (64, 96, 6, 32, 50, 2);
-    let kv_heads = options.kv_heads;
-    let mut matrix = |rows: usize, cols: usize| {
-        let bytes = random(options.ty, rows, cols, 0.3, &mut rng);
-        PackedMatrix::pack(&pool, options.ty, rows, cols, &bytes).unwrap()
-    };
-    let norm = |len: usize| (0..len).map(|i| 0.8 + (i % 7) as f32 * 0.05).collect::<Vec<_>>();
-    let mut projection = |rows: usize, cols: usize, biased: bool| Projection {
-        matrix: matrix(rows, cols),
-        bias: (biased && options.bias).then(|| (0..rows).map(|i| (i % 5) as f32 * 0.1 - 0.2).collect()),
-    };
-    let blocks = (0..layers)
-        .map(|layer| Block {
-            attn_norm: norm(hidden),
-            q: projection(heads * head_dim, hidden, true),
-            k: projection(kv_heads * head_dim, hidden, true),
-            v: projection(kv_heads * head_dim, hidden, true),
-            q_norm: options.qk_norm.then(|| norm(head_dim)),
-            k_norm: options.qk_norm.then(|| norm(head_dim)),
-            o: projection(hidden, heads * head_dim, false),
-            post_attn_norm: options.post_norms.then(|| norm(hidden)),
-            ffn_norm: norm(hidden),
-            gate: projection(ffn, hidden, false),
-            up: projection(ffn, hidden, false),
-            down: projection(hidden, ffn, true),
-            post_ffn_norm: options.post_norms.then(|| norm(hidden)),
-            window: options.window.filter(|_| layer == 0),
-            local_rope: layer == 0,
-        })
-        .collect();
-    let rope = |dim: usize, base: f32| Rope {
-        frequencies: (0..dim / 2).map(|i| base.powf(-2.0 * i as f32 / dim as f32)).collect(),
-        magnitude: 1.0,
-    };
-    let table = projection(vocab, hidden, false).matrix;
-    Model {
-        shape: DecoderShape {
-            hidden,
-            ffn,
-            heads,
-            kv_heads,
-            head_dim,
-            layers,
-            vocab,
-            norm_eps: 1e-5,
-            attention_scale: 0.2,
-            attention_soft_cap: options.soft_cap,
-            activation: if options.post_norms { Activation::GeluTanh } else { Activation::Silu },
-            rope_interleaved: options.interleaved,
-        },
-        ropes: vec![rope(head_dim, 10_000.0), rope(head_dim / 2, 100.0)],
-        embedding: Embedding { table: table.clone(), scale: 1.5 },
-        blocks,
-        head: Head { norm: norm(hidden), matrix: table, soft_cap: options.soft_cap },
-    }
-}
 
 /// Logits of every token, run in chunks of the given lengths.
 fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]) -> Vec<u32> {
@@ -110,7 +18,7 @@ fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]
     let mut kv = KvStore::new(&model.shape).unwrap();
     kv.reserve(16);
     let pages: Vec<u32> = (0..16).rev().collect();
-    let blocks: Vec<&Block> = model.blocks.iter().collect();
+    let blocks = &model.blocks[..];
     let (mut start, mut out) = (0, Vec::new());
     for &count in chunks.iter().cycle() {
         let count = count.min(tokens.len() - start);
@@ -122,7 +30,7 @@ fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]
         workspace.push(chunk.iter().copied(), start, &pages, [0, 1], count).unwrap();
         let mut logits = vec![0.0; count * model.shape.vocab];
         // Cut between the blocks every other time.
-        let whole = Stages { embedding: Some(&model.embedding), first: 0, blocks: &blocks, head: Some(&model.head) };
+        let whole = Stages { embedding: Some(&model.embedding), first: 0, blocks, head: Some(&model.head) };
         if start % 2 == 0 {
             workspace.run(&mut kv, whole, &mut logits).unwrap();
         } else {
@@ -137,7 +45,7 @@ fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]
 }
 
 fn decoded(matrix: &PackedMatrix) -> Vec<Vec<f64>> {
-    let mut panel = orion_kernels::Panel::default();
+    let mut panel = Panel::default();
     (0..matrix.rows())
         .map(|row| {
             let mut out = vec![0.0; matrix.cols()];
@@ -293,8 +201,8 @@ fn sequences_in_one_batch_do_not_touch_each_other() {
         let mut kv = KvStore::new(&model.shape).unwrap();
         kv.reserve(10);
         let pages = [[0, 2, 4, 6], [1, 3, 5, 7]];
-        let blocks: Vec<&Block> = model.blocks.iter().collect();
-        let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks: &blocks, head: Some(&model.head) };
+        let blocks = &model.blocks[..];
+        let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks, head: Some(&model.head) };
         let vocab = model.shape.vocab;
         // A decodes while b prefills, then both decode.
         let mut done = [0, 0];
@@ -323,8 +231,8 @@ fn misuse_is_refused() {
     let mut w = Workspace::new(pool, Isa::best(), model.shape.clone(), model.ropes.clone(), 8).unwrap();
     let mut kv = KvStore::new(&model.shape).unwrap();
     kv.reserve(1);
-    let blocks: Vec<&Block> = model.blocks.iter().collect();
-    let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks: &blocks, head: None };
+    let blocks = &model.blocks[..];
+    let stages = Stages { embedding: Some(&model.embedding), first: 0, blocks, head: None };
     w.begin();
     assert!(w.push([50].into_iter(), 0, &[0], [0, 1], 0).is_err(), "no such token");
     assert!(w.push([1].into_iter(), 64, &[0], [0, 1], 0).is_err(), "too few pages");

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod cpu;
 mod executor;
 mod kv;
 mod load;
@@ -23,6 +24,7 @@ mod worker;
 pub use config::{Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling};
 pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
 pub use perplexity::Perplexity;
+pub use orion_kernels::ComputePool;
 pub use sampler::{log_sum_exp, top_logits};
 pub use template::{ChatTemplate, RenderOptions, RenderedPrompt};
 pub use text::TextCodec;

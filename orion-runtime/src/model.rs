@@ -8,8 +8,10 @@ use orion_core::{
     Error, ErrorKind, Generation, GenerationEvent, Job, MetaValue, Model, ModelHeader, ModelInfo, Result, Runtime,
     TokenId, WeightSource,
 };
+use orion_kernels::{ComputePool, Isa};
 
 use crate::config::DecoderConfig;
+use crate::cpu::{self, Cpu};
 use crate::executor::Executor;
 use crate::kv::PAGE_TOKENS;
 use crate::load;
@@ -24,8 +26,12 @@ use crate::worker::{Command, Evaluate, Limits, Worker};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ExecutorKind {
-    /// candle tensors in 32-bit floats: every architecture and type, slow, exact.
+    /// Our kernels: packed weights, integer products, halves for keys and values. A model they cannot run (a head
+    /// size that is no multiple of 16) runs on the portable executor, with a warning;
+    /// [`ModelInfo::executor`](orion_core::ModelInfo) says which one it is.
     #[default]
+    Cpu,
+    /// candle tensors in 32-bit floats: every architecture and type, slow, exact.
     Portable,
 }
 
@@ -35,6 +41,8 @@ pub enum ExecutorKind {
 pub struct RuntimeOptions {
     /// What computes.
     pub executor: ExecutorKind,
+    /// Threads of the [`Cpu`](ExecutorKind::Cpu) executor; `None` for the process-wide pool.
+    pub pool: Option<ComputePool>,
     /// Sequences of one model that run together.
     pub max_batch: usize,
     /// Prompt tokens per step; between steps other sequences get their turn and cancellation is read.
@@ -50,6 +58,7 @@ impl Default for RuntimeOptions {
     fn default() -> Self {
         Self {
             executor: ExecutorKind::default(),
+            pool: None,
             max_batch: 8,
             prefill_chunk: 512,
             queue: 64,
@@ -91,8 +100,20 @@ impl LocalRuntime {
         let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
         let config = Arc::new(config);
         let arrivals = Arc::new(Arrivals::new(table.parts()));
-        let info = info(header, &config, options.executor);
-        let executor: Box<dyn Executor> = match options.executor {
+        let kind = match (options.executor, cpu::unsupported(&config)) {
+            (ExecutorKind::Cpu, Some(reason)) => {
+                tracing::warn!(%reason, "the model runs on the portable executor");
+                ExecutorKind::Portable
+            }
+            (kind, _) => kind,
+        };
+        let info = info(header, &config, kind)?;
+        let executor: Box<dyn Executor> = match kind {
+            ExecutorKind::Cpu => {
+                let pool = options.pool.clone().map_or_else(ComputePool::shared, Ok)?;
+                let rows = options.prefill_chunk + options.max_batch;
+                Box::new(Cpu::new(config.clone(), table, source.clone(), arrivals.clone(), pool, rows)?)
+            }
             ExecutorKind::Portable => Box::new(Portable::new(config.clone(), table, source, arrivals.clone())?),
         };
         let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));
@@ -135,19 +156,25 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.map(drop).map_err(|error| Error::io(error, format!("starting thread {name}")))
 }
 
-fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) -> ModelInfo {
+fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) -> Result<ModelInfo> {
     let mut info = ModelInfo::new(config.architecture.name());
     info.name = header.metadata.get("general.name").and_then(MetaValue::as_str).map(str::to_owned);
     info.context_length = config.context_length;
     info.parameters = header.tensors.iter().map(orion_core::TensorInfo::elements).sum();
+    let width = match executor {
+        ExecutorKind::Cpu => size_of::<u16>(),
+        ExecutorKind::Portable => size_of::<f32>(),
+    };
     info.weight_bytes = match executor {
+        ExecutorKind::Cpu => header.tensors.iter().map(|tensor| tensor.bytes).sum(),
         ExecutorKind::Portable => 4 * info.parameters,
     };
-    info.kv_bytes_per_token = (2 * config.layers.len() * config.kv_width() * size_of::<f32>()) as u64;
+    info.kv_bytes_per_token = (2 * config.layers.len() * config.kv_width() * width) as u64;
     info.executor = match executor {
+        ExecutorKind::Cpu => format!("cpu ({})", Isa::active()?),
         ExecutorKind::Portable => "portable (candle, f32)".into(),
     };
-    info
+    Ok(info)
 }
 
 /// Turns prompts into tokens, off the caller's thread and off the worker's.

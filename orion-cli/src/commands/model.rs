@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use orion::runtime::{ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
+use orion::runtime::{ComputePool, ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
 use orion::{Result, SamplingParams};
 
 #[derive(Debug, Args)]
@@ -28,6 +28,7 @@ pub(crate) struct RunArgs {
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Executor {
     #[default]
+    Cpu,
     Portable,
 }
 
@@ -41,8 +42,12 @@ impl ModelArgs {
     pub(crate) fn open(&self) -> Result<LocalModel> {
         let mut options = RuntimeOptions::default();
         options.executor = match self.run.executor {
+            Executor::Cpu => ExecutorKind::Cpu,
             Executor::Portable => ExecutorKind::Portable,
         };
+        if let Some(threads) = self.run.threads {
+            options.pool = Some(ComputePool::new(threads.into())?);
+        }
         LocalRuntime::new(options).open(orion::loader::open(&self.model)?)
     }
 }

@@ -31,7 +31,7 @@ pub struct Stages<'a> {
     /// Number of the first block.
     pub first: usize,
     /// Blocks to run, consecutive.
-    pub blocks: &'a [&'a Block],
+    pub blocks: &'a [Block],
     /// End with the logits of the rows that were asked for.
     pub head: Option<&'a Head>,
 }

@@ -1,12 +1,14 @@
 //! Products of packed weights with rows of activations.
 //!
-//! One kernel serves one row (GEMV), a few (batching) and many (prefill): a tile's panel is unpacked once and swept
-//! by the rows, six at a time. For every output the float operations and their order are the same in all of them and
+//! A tile's panel is unpacked once and swept by the rows, six at a time; one or two rows (GEMV) take the weights
+//! straight from the tile. For every output the float operations and their order are the same in all of them and
 //! on every instruction set: blocks ascending, in each block the exact integer sum, converted, times the product of
 //! both scales, then the minimum's term. So results are bit-identical for any batch and number of threads.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_direct;
 mod float;
 mod kind;
 mod plain;
@@ -43,6 +45,13 @@ pub(crate) unsafe fn tile_product(
     out: &mut [f32],
 ) {
     assert!(out.len() >= rows * TILE_ROWS, "room for the tile's results");
+    #[cfg(target_arch = "x86_64")]
+    if let (1..=2, Isa::Avx2(_), Rows::Quantised(view)) = (rows, isa, input) {
+        let (ty, bytes, cols) = (matrix.ty(), matrix.tile(tile), matrix.cols());
+        // SAFETY: by this function's contract, and the token proves the instructions.
+        unsafe { avx2_direct::product(ty, bytes, cols, view, rows, out.as_mut_ptr()) };
+        return;
+    }
     out[..rows * TILE_ROWS].fill(0.0);
     let chunk = if rows <= 2 { SHORT_CHUNK } else { CHUNK };
     for start in (0..matrix.cols()).step_by(chunk) {

@@ -1,5 +1,7 @@
 //! Random weights in every type, without an encoder: random bits, with scales that keep values small.
 
+pub(crate) mod model;
+
 use orion_core::TensorType;
 
 pub(crate) struct Rng(pub(crate) u64);

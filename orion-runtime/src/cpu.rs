@@ -1,0 +1,216 @@
+//! The CPU executor: our kernels, one parallel region for a decoding step.
+
+use std::sync::Arc;
+
+use orion_core::{Error, ErrorKind, Result, TensorType, WeightSource};
+use orion_kernels::{
+    Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Projection, Rope, Stages, Workspace,
+};
+
+use crate::config::{Activation, DecoderConfig, RopePairing};
+use crate::executor::{Chunk, Executor};
+use crate::load::{self, Weights};
+use crate::rope::RopeTable;
+use crate::slot::Arrivals;
+use crate::weights::{MatrixRef, WeightTable};
+
+/// Rows up to which a step runs all blocks in one region, without a look at `stop` between them: about as long as one
+/// decoding step.
+const SHORT_ROWS: usize = 16;
+
+/// Why the kernels cannot run a model, if they cannot.
+pub(crate) fn unsupported(config: &DecoderConfig) -> Option<String> {
+    (!config.head_dim.is_multiple_of(16)).then(|| format!("head size {} is no multiple of 16", config.head_dim))
+}
+
+pub(crate) struct Cpu {
+    config: Arc<DecoderConfig>,
+    weights: Arc<Weights<Projection, Vec<f32>>>,
+    workspace: Workspace,
+    kv: KvStore,
+    embedding: Option<Embedding>,
+    /// The blocks that have arrived, in order.
+    blocks: Vec<Block>,
+    head: Option<Head>,
+}
+
+impl Cpu {
+    /// Starts loading and returns at once. `rows` is the most that one step may have.
+    pub(crate) fn new(
+        config: Arc<DecoderConfig>,
+        table: WeightTable,
+        source: Arc<dyn WeightSource>,
+        arrivals: Arc<Arrivals>,
+        pool: ComputePool,
+        rows: usize,
+    ) -> Result<Self> {
+        let isa = Isa::active()?;
+        let shape = shape(&config);
+        let kv = KvStore::new(&shape)?;
+        let workspace = Workspace::new(pool.clone(), isa, shape, ropes(&config), rows)?;
+        let weights = Arc::new(Weights::new(config.layers.len(), arrivals));
+        load::spawn(&weights, move |weights| {
+            let vector = |reference: &_| load::vector_f32(&*source, reference);
+            let matrix = |reference: &_| {
+                let matrix = pack(&pool, &*source, reference)?;
+                Ok(Projection { matrix, bias: reference.bias.as_ref().map(vector).transpose()? })
+            };
+            weights.load(&table, &*source, matrix, vector)
+        })?;
+        let blocks = Vec::with_capacity(config.layers.len());
+        Ok(Self { config, weights, workspace, kv, embedding: None, blocks, head: None })
+    }
+
+    /// Takes over the embedding once it is there.
+    fn await_embedding(&mut self, stop: &dyn Fn() -> bool) -> Result<()> {
+        if self.embedding.is_none() {
+            let table = self.weights.arrivals.wait(&self.weights.embedding, stop)?.matrix.clone();
+            self.embedding = Some(Embedding { table, scale: self.config.embedding_scale });
+        }
+        Ok(())
+    }
+
+    /// Takes over blocks up to and with this one.
+    fn await_block(&mut self, index: usize, stop: &dyn Fn() -> bool) -> Result<()> {
+        while self.blocks.len() <= index {
+            let layer = self.weights.arrivals.wait(&self.weights.layers[self.blocks.len()], stop)?;
+            let options = self.config.layers[self.blocks.len()];
+            self.blocks.push(Block {
+                attn_norm: layer.attn_norm.clone(),
+                q: layer.q.clone(),
+                k: layer.k.clone(),
+                v: layer.v.clone(),
+                q_norm: layer.q_norm.clone(),
+                k_norm: layer.k_norm.clone(),
+                o: layer.o.clone(),
+                post_attn_norm: layer.post_attn_norm.clone(),
+                ffn_norm: layer.ffn_norm.clone(),
+                gate: layer.gate.clone(),
+                up: layer.up.clone(),
+                down: layer.down.clone(),
+                post_ffn_norm: layer.post_ffn_norm.clone(),
+                window: options.window,
+                local_rope: options.local_rope,
+            });
+        }
+        Ok(())
+    }
+
+    fn await_head(&mut self, stop: &dyn Fn() -> bool) -> Result<()> {
+        if self.head.is_none() {
+            let weights = &self.weights;
+            let norm = weights.arrivals.wait(&weights.output_norm, stop)?.clone();
+            let source = if self.config.tied { &weights.embedding } else { &weights.head };
+            let matrix = weights.arrivals.wait(source, stop)?.matrix.clone();
+            self.head = Some(Head { norm, matrix, soft_cap: self.config.logit_soft_cap });
+        }
+        Ok(())
+    }
+
+    /// Runs blocks `first..end`, with the embedding before the first block of all and the head after the last.
+    fn stages(&mut self, first: usize, end: usize, logits: &mut [f32]) -> Result<()> {
+        let last = end == self.config.layers.len() && !logits.is_empty();
+        let stages = Stages {
+            embedding: self.embedding.as_ref().filter(|_| first == 0),
+            first,
+            blocks: &self.blocks[first..end],
+            head: self.head.as_ref().filter(|_| last),
+        };
+        self.workspace.run(&mut self.kv, stages, if last { logits } else { &mut [] })
+    }
+}
+
+impl Executor for Cpu {
+    fn reserve_pages(&mut self, count: usize) -> Result<()> {
+        self.kv.reserve(count);
+        Ok(())
+    }
+
+    fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>) -> Result<()> {
+        self.workspace.begin();
+        let mut rows = 0;
+        for chunk in chunks {
+            let tokens = chunk.tokens.iter().map(|token| token.0);
+            let ropes = [usize::from(chunk.long), LOCAL_ROPE];
+            self.workspace.push(tokens, chunk.start, chunk.pages, ropes, chunk.wanted_rows())?;
+            rows += chunk.tokens.len();
+        }
+        let layers = self.config.layers.len();
+        let before = logits.len();
+        logits.resize(before + self.workspace.wanted_rows() * self.config.vocab_size, 0.0);
+        let out = &mut logits[before..];
+        self.await_embedding(stop)?;
+        if rows <= SHORT_ROWS && self.blocks.len() == layers && self.head.is_some() {
+            if stop() {
+                return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+            }
+            return self.stages(0, layers, out);
+        }
+        for index in 0..layers {
+            if stop() {
+                return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+            }
+            self.await_block(index, stop)?;
+            if index + 1 == layers && !out.is_empty() {
+                self.await_head(stop)?;
+            }
+            self.stages(index, index + 1, out)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        self.weights.arrivals.abandon();
+    }
+}
+
+/// Packs consecutive rows of a stored matrix. Types without kernels of their own become halves.
+fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) -> Result<PackedMatrix> {
+    let (ty, bytes, range) = load::row_bytes(source, reference)?;
+    let packed = if PackedMatrix::supports(ty) {
+        PackedMatrix::pack(pool, ty, reference.rows, reference.cols, &bytes[range])
+    } else {
+        drop(bytes);
+        let values = load::matrix_f32(source, reference)?;
+        let halves: Vec<u8> = values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
+        PackedMatrix::pack(pool, TensorType::F16, reference.rows, reference.cols, &halves)
+    };
+    packed.map_err(|error| error.about(format!("tensor {}", source.header().tensors[reference.tensor].name)))
+}
+
+fn shape(config: &DecoderConfig) -> DecoderShape {
+    DecoderShape {
+        hidden: config.hidden,
+        ffn: config.ffn,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        layers: config.layers.len(),
+        vocab: config.vocab_size,
+        norm_eps: config.norm_eps,
+        attention_scale: config.attention_scale,
+        attention_soft_cap: config.attention_soft_cap,
+        activation: match config.activation {
+            Activation::Silu => orion_kernels::Activation::Silu,
+            Activation::GeluTanh => orion_kernels::Activation::GeluTanh,
+            Activation::GeluErf => orion_kernels::Activation::GeluErf,
+        },
+        rope_interleaved: config.rope_pairing == RopePairing::Interleaved,
+    }
+}
+
+/// Index of the local rotary embedding; 0 and 1 are the global one within and beyond the original context.
+const LOCAL_ROPE: usize = 2;
+
+fn ropes(config: &DecoderConfig) -> Vec<Rope> {
+    let local = config.local_rope.as_ref().unwrap_or(&config.rope);
+    [(&config.rope, false), (&config.rope, true), (local, false)]
+        .into_iter()
+        .map(|(rope, long)| {
+            let table = RopeTable::new(rope, long);
+            Rope { frequencies: table.frequencies, magnitude: table.magnitude }
+        })
+        .collect()
+}
