@@ -34,7 +34,6 @@ def load_peer(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True)
-    parser.add_argument("--references", type=Path, default=REFERENCES)
     parser.add_argument("--keep", type=Path, help="leave the GGUF files here")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
@@ -44,14 +43,14 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         out = args.keep or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
-        for directory in sorted(path.parent for path in args.references.glob("*/case.json")):
+        for directory in sorted(path.parent for path in REFERENCES.glob("*/case.json")):
             name = directory.name
             case = json.loads((directory / "case.json").read_text())
             if not case.get("gguf") or args.names and not any(name.startswith(prefix) for prefix in args.names):
                 continue
             path = str(out / f"{name}.gguf")
             gguf_form.write(path, case, weights_of(case))
-            golden = load_file(directory / "golden.safetensors")["logits"]
+            golden = load_file(directory / "golden.safetensors")["expected"]
             try:
                 model = peer.Model(lib, path).context(256, 1)
             except RuntimeError as error:
