@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The third opinion: writes the reference models as GGUF with the package `gguf` and lets llama.cpp compute their logits.
 
-    check_gguf.py --peer PEER.PY [--keep DIR] [NAME…]
+    check_gguf.py [--keep DIR] [NAME…]
 
-PEER.PY drives a prebuilt llama.cpp through ctypes (classes Lib and Model). Prints the largest difference to transformers'
+`scripts/peer.py` drives a prebuilt llama.cpp. Prints the largest difference to transformers'
 logits per case. llama.cpp keeps keys and values in f16 and multiplies BF16 weights with activations rounded to BF16, so
 a hundredth is agreement; a wrong option gives tenths.
 """
@@ -19,13 +19,13 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import gguf_form
-from make_models import REFERENCES, weights_of
+from make_models import REFERENCES, ROOT, weights_of
 
 LIMIT = {"F32": 0.02, "F16": 0.02, "BF16": 0.1}
 
 
-def load_peer(path):
-    spec = importlib.util.spec_from_file_location("peer", path)
+def load_peer():
+    spec = importlib.util.spec_from_file_location("peer", ROOT / "scripts/peer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -33,11 +33,10 @@ def load_peer(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True)
     parser.add_argument("--keep", type=Path, help="leave the GGUF files here")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
-    peer = load_peer(args.peer)
+    peer = load_peer()
     lib = peer.Lib()
     failed = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the goldens of real quantised models: the same weights widened to f32 (the "twin") and run by transformers in f32.
 
-    make_twin.py --peer PEER.PY smollm2|gemma …
+    make_twin.py smollm2|gemma …
 
 llama.cpp quantises activations, so it is itself off the twin; by how much is kept beside the golden (`peer` in tokens.json),
 because a runtime should be no further away than it is. Each sequence is the tokens of a text, by llama.cpp's tokenizer.
@@ -110,7 +110,6 @@ def judge(name, file):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer")
     parser.add_argument("--judge", metavar="LOGITS.JSON")
     parser.add_argument("models", nargs="+", choices=["smollm2", "gemma"])
     args = parser.parse_args()
@@ -119,10 +118,8 @@ def main():
     for name in args.models:
         if args.judge:
             judge(name, args.judge)
-        elif args.peer:
-            make(name, load_peer(args.peer))
         else:
-            parser.error("--peer or --judge is needed")
+            make(name, load_peer())
 
 
 if __name__ == "__main__":
