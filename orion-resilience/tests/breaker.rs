@@ -193,6 +193,34 @@ fn a_probe_that_panics_reopens_although_a_hook_panics_too() {
     assert_eq!(breaker.state(), BreakerState::Closed);
 }
 
+/// A log that panics, as a layer of `tracing` may.
+#[test]
+fn a_log_that_panics_leaves_the_breaker_as_it_should_be() {
+    struct Panics;
+    impl tracing::Subscriber for Panics {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            resume_unwind(Box::new("log"));
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+    let (breaker, _) = breaker(streak(1));
+    let seen = events(&breaker);
+    tracing::subscriber::with_default(Panics, || fail(&breaker));
+    assert_eq!((breaker.state(), seen.lock().unwrap().len()), (BreakerState::Open, 1));
+    assert_eq!(breaker.statistics().hook_panics, 1);
+    breaker.reset();
+    assert_eq!((breaker.state(), seen.lock().unwrap().len()), (BreakerState::Closed, 2));
+}
+
 #[test]
 fn events_tell_what_happened_and_why() {
     let slow = SlowCalls { longer_than: SECOND, rate: 0.5 };

@@ -603,3 +603,31 @@ fn the_whole_stack_answers_within_its_deadline() {
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(error.to_string().starts_with("1 tried, the time is up; big: connection reset"), "{error}");
 }
+
+#[test]
+fn every_part_can_be_printed() {
+    let clock = Arc::new(ManualClock::new());
+    let call = || |_: &(), _: &Context| -> Result<()> { Ok(()) };
+    let bulkhead = Arc::new(Bulkhead::new(3).with_limit("m", 2));
+    let permit = Bulkhead::acquire(&bulkhead, &"m".into()).unwrap();
+    let breaker = registry(&clock).breaker(&"m".into(), Operation::Load);
+    let parts = [
+        format!("{:?}", Retry::new(call(), RetryPolicy::new().attempts(7), Arc::default(), clock.clone())),
+        format!("{:?}", Timeout::new(call(), SECOND)),
+        format!("{:?}", Shed::new(call(), LoadShedder::new(SECOND), || None)),
+        format!("{bulkhead:?}"),
+        format!("{permit:?}"),
+        format!("{:?}", CircuitBreaker::acquire_owned(&breaker).unwrap()),
+    ];
+    let expected = [
+        "attempts: 7",
+        "Timeout { limit: 1s",
+        "Shed { shedder: LoadShedder { limit: 1s } ",
+        "Bulkhead { default: 3, limits: {ModelId(\"m\"): 2} }",
+        "BulkheadPermit { model: ModelId(\"m\")",
+        "OwnedPermit { breaker: \"m/load\"",
+    ];
+    for (part, expected) in parts.iter().zip(expected) {
+        assert!(part.contains(expected), "{part}");
+    }
+}

@@ -500,6 +500,20 @@ fn many_threads_submit_cancel_and_work_at_once() {
     assert_eq!((all.queued, all.queued_tokens, all.running), (0, 0, 0));
 }
 
+#[test]
+fn every_part_can_be_printed() {
+    let (queue, _) = queue(QueueSettings::new().max_requests(1));
+    let ticket = put(&queue, 1);
+    let refused = queue.submit(Submission::new(2)).unwrap_err();
+    let work = queue.try_next().unwrap();
+    let parts = [format!("{queue:?}"), format!("{ticket:?}"), format!("{refused:?}"), format!("{work:?}")];
+    let expected =
+        ["max_requests: 1", "Ticket { key", "the queue is full", "Work { receipt: Receipt { waited: 0ns"];
+    for (part, expected) in parts.iter().zip(expected) {
+        assert!(part.contains(expected), "{part}");
+    }
+}
+
 /// A jump of the wall clock expires nothing.
 #[test]
 fn deadlines_do_not_follow_the_wall_clock() {
