@@ -193,9 +193,9 @@ impl fmt::Debug for BreakerRegistry {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct HealthSummary {
-    /// Calls are permitted and none of late failed in a row.
+    /// Calls are permitted, and the last one did not fail.
     pub healthy: Vec<ModelId>,
-    /// Calls are permitted, but the last one failed, or only probes are.
+    /// Calls are permitted but the last one failed, or only probes are permitted.
     pub degraded: Vec<ModelId>,
     /// Calls are refused.
     pub down: Vec<ModelId>,

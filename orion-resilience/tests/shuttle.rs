@@ -73,6 +73,8 @@ fn everyone_is_answered(drain: bool) {
                 queue.shutdown();
             }
             queue.join();
+            let all = queue.statistics();
+            assert_eq!((all.queued, all.running), (0, 0));
         })
     };
     let answered: usize = callers.into_iter().map(|caller| caller.join().unwrap()).sum();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
+#[cfg(not(any(loom, shuttle)))]
 use std::time::Duration;
 
 use orion_core::Result;

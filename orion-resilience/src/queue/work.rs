@@ -101,9 +101,9 @@ impl<T, R> Receipt<T, R> {
         self.open = false;
         let elapsed = self.queue.clock.now().since(self.started);
         let completed = answer.is_ok();
-        // First the books, then the answer: who has the answer finds the queue as it is afterwards.
-        self.queue.finished(self.tokens, elapsed, completed);
+        // First the answer, then the books: when the queue says that nothing runs, everyone has an answer.
         self.slot.answer(answer);
+        self.queue.finished(self.tokens, elapsed, completed);
     }
 }
 
