@@ -1,8 +1,12 @@
 //! The error that crosses the seams.
 
+use std::error::Error as _;
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::seams::Refused;
 
 type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 
@@ -120,6 +124,19 @@ impl Error {
         self.0.kind
     }
 
+    /// How long whoever refused the call asked to wait, if a [`Refused`] is among the sources.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = self.source();
+        while let Some(error) = cause {
+            if let Some(refused) = error.downcast_ref::<Refused>() {
+                return refused.retry_after;
+            }
+            cause = error.source();
+        }
+        None
+    }
+
     /// A bad parameter or prompt.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidInput, message)
@@ -169,13 +186,30 @@ impl std::error::Error for Error {
     }
 }
 
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        Self::new(ErrorKind::Rejected, refused.to_string()).with_source(refused)
+    }
+}
+
 /// A result whose error is [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::error::Error as _;
+
+    #[test]
+    fn a_refusal_keeps_its_retry_after_under_other_errors() {
+        let wait = Some(Duration::from_secs(5));
+        let refused = Error::from(Refused { retry_after: wait });
+        assert_eq!(refused.kind(), ErrorKind::Rejected);
+        assert_eq!(refused.to_string(), "calls are refused, try again in 5s");
+        assert_eq!(Error::new(ErrorKind::Network, "429").with_source(refused).retry_after(), wait);
+        assert_eq!(Error::invalid("x").retry_after(), None);
+        let forced = Error::from(Refused { retry_after: None });
+        assert_eq!(forced.to_string(), "calls are refused until someone permits them again");
+    }
 
     #[test]
     fn subjects_print_outermost_first_and_the_source_is_kept() {

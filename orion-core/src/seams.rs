@@ -214,12 +214,22 @@ pub trait Permit: Send {
 }
 
 /// A model may not be called now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("calls are refused, try again in {retry_after:?}")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
     /// When to try again; `None` if only a person can tell.
     pub retry_after: Option<Duration>,
 }
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.retry_after {
+            Some(wait) => write!(f, "calls are refused, try again in {wait:?}"),
+            None => f.write_str("calls are refused until someone permits them again"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Sees what happens to requests.
 pub trait Observer: Send + Sync {
