@@ -37,8 +37,7 @@ fn run(log: &RequestLog, id: RequestId) {
     trace.set_model(ModelId::from("small"));
     step(&mut trace, Event::Admitted, 21);
     step(&mut trace, Event::PrefillStarted, 30);
-    let span = log.span(id).unwrap();
-    span.in_scope(|| tracing::info!(target: "orion_runtime", "work"));
+    log.span(id).unwrap().in_scope(|| tracing::info!(target: "orion_runtime", "work"));
     step(&mut trace, Event::Token, 50);
     trace.step(Event::Token, at(60)).unwrap();
     trace.step(Event::Token, at(70)).unwrap();

@@ -148,7 +148,7 @@ fn layers_are_laid_on_top_of_each_other() {
     let sampling = &registry.defaults().sampling;
     assert_eq!(
         (registry.defaults().model.as_deref(), sampling.top_k, sampling.min_p),
-        (Some("a"), None, Some(0.5))
+        (Some("a"), Some(1), Some(0.5))
     );
 
     // A problem in an upper layer is reported there.

@@ -71,11 +71,6 @@ fn a_hundred_rewrites_during_a_thousand_reads_each_seen_whole() {
 #[test]
 fn the_watcher_follows_writers_that_are_not_atomic_and_never_shows_a_half() {
     let (_dir, path, live) = start();
-    let refused = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&refused);
-    live.on_reload(move |outcome| {
-        counter.fetch_add(u64::from(outcome.is_err()), Ordering::Relaxed);
-    });
     let watch = live.watch(Duration::from_millis(1));
     for number in 2..=101 {
         let text = version(number);
