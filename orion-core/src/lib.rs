@@ -22,8 +22,8 @@ pub use header::{MetaArray, MetaValue, ModelFormat, ModelHeader, StringTable};
 pub use id::{Digest, ModelId, RequestId, TokenId};
 pub use request::{CancelToken, Generation, Message, Prompt, Role, SamplingParams};
 pub use seams::{
-    Catalog, Embedder, Gate, Job, Model, ModelInfo, Observer, Operation, Outcome, Permit, Refused, Router,
-    Runtime, TokenSink, WeightSource,
+    Catalog, Embedder, Gate, Job, Model, ModelInfo, Observer, Operation, Outcome, Permit, Refused,
+    RequestEvent, Router, Runtime, TokenSink, WeightSource,
 };
 pub use spec::{Candidate, Decision, FileSpec, Health, ModelSpec, Query, Ranked};
 pub use tensor::{TensorBytes, TensorInfo, TensorType, TileLayout};

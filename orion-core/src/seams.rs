@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Result;
-use crate::event::{Flow, GenerationEvent};
+use crate::error::{Error, Result};
+use crate::event::{Completion, Flow, GenerationEvent};
 use crate::header::ModelHeader;
 use crate::id::{ModelId, RequestId};
 use crate::request::{CancelToken, Generation};
@@ -231,8 +231,28 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// What happens to a request while it runs.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum RequestEvent<'a> {
+    /// It entered the phase its trace now says.
+    Entered(&'a Trace),
+    /// The router decided.
+    Decided(&'a Decision),
+    /// Its model finished; the request is about to.
+    Completed(&'a Completion),
+    /// Something failed: the request falls back or is about to end.
+    Failed(&'a Error),
+}
+
 /// Sees what happens to requests.
 pub trait Observer: Send + Sync {
+    /// Something happened to a request that runs. Called on the request's way, so it must be quick; tokens are not
+    /// reported.
+    fn event(&self, request: RequestId, event: RequestEvent<'_>) {
+        let _ = (request, event);
+    }
+
     /// A request reached a terminal state; its trace says how.
     fn finished(&self, request: RequestId, trace: &Trace);
 }

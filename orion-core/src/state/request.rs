@@ -270,6 +270,12 @@ impl Trace {
         self.model = Some(model);
     }
 
+    /// The model it is meant for now, once one is chosen.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelId> {
+        self.model.as_ref()
+    }
+
     /// Where it is now.
     #[must_use]
     pub fn state(&self) -> &RequestState {
