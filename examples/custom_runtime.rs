@@ -1,11 +1,13 @@
 //! A program with a runtime of its own: everything that works on `Model` works on it, too.
 //! `cargo run --release --example custom_runtime`
 
+#![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
+
 use std::sync::Arc;
 
 use orion::{
-    Completion, FinishReason, Flow, Generation, GenerationEvent, Job, Model, ModelExt, ModelFormat, ModelHeader,
-    ModelInfo, Prompt, Result, Runtime, TensorBytes, Timings, TokenId, Usage, WeightSource,
+    Completion, FinishReason, Flow, Generation, GenerationEvent, Job, Model, ModelExt, ModelFormat,
+    ModelHeader, ModelInfo, Prompt, Result, Runtime, TensorBytes, Timings, TokenId, Usage, WeightSource,
 };
 
 /// Says back, word by word, what it was told.
@@ -18,7 +20,9 @@ impl Model for Echo {
 
     fn submit(&self, mut job: Job) -> Result<()> {
         let text = match job.generation.prompt {
-            Prompt::Chat(messages) => messages.last().map(|message| message.content.clone()).unwrap_or_default(),
+            Prompt::Chat(messages) => {
+                messages.last().map(|message| message.content.clone()).unwrap_or_default()
+            }
             Prompt::Text(text) => text,
             _ => return Err(orion::Error::unsupported("token prompts")),
         };

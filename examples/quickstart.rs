@@ -1,5 +1,7 @@
 //! The shortest way to an answer: `cargo run --release --example quickstart [MODEL]`.
 
+#![allow(clippy::print_stdout, reason = "an example talks to the person who runs it")]
+
 use orion::{Generation, ModelExt};
 
 fn main() -> orion::Result<()> {

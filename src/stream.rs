@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use orion_core::{
-    CancelToken, Completion, Error, ErrorKind, Flow, Generation, GenerationEvent, Job, Model, Result, TokenSink,
+    CancelToken, Completion, Error, ErrorKind, Flow, Generation, GenerationEvent, Job, Model, Result,
+    TokenSink,
 };
 
 /// Events a consumer may leave unread before its generation pauses.

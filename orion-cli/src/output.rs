@@ -9,7 +9,8 @@ use serde::Serialize;
 /// Prints an error where it is looked for and picks the exit status.
 pub(crate) fn report(error: &Error, json: bool) -> ExitCode {
     if json {
-        let value = serde_json::json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } });
+        let value =
+            serde_json::json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } });
         // A reader that is gone cannot be told anything.
         writeln!(io::stdout(), "{value}").ok();
     } else {

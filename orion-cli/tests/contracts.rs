@@ -47,7 +47,9 @@ fn scratch(name: &str) -> PathBuf {
 
 #[test]
 fn generate_reports_text_tokens_usage_and_timings() {
-    let run = || succeeds(&on_model("generate", &["--prompt", "What is the capital of France?", "-n", "24", "--json"]));
+    let run = || {
+        succeeds(&on_model("generate", &["--prompt", "What is the capital of France?", "-n", "24", "--json"]))
+    };
     let report = run();
     assert!(report["text"].as_str().unwrap().contains("Paris"), "{report}");
     assert_eq!(report["finish_reason"], "stop");
@@ -61,7 +63,8 @@ fn generate_reports_text_tokens_usage_and_timings() {
 
 #[test]
 fn raw_continues_the_text_as_it_stands() {
-    let report = succeeds(&on_model("generate", &["--raw", "--prompt", "1 2 3 4 5 6 7 8", "-n", "4", "--json"]));
+    let report =
+        succeeds(&on_model("generate", &["--raw", "--prompt", "1 2 3 4 5 6 7 8", "-n", "4", "--json"]));
     assert_eq!(report["usage"]["prompt_tokens"], 15, "one token per digit and space, nothing added");
     assert!(report["text"].as_str().unwrap().starts_with(" 9"), "{report}");
     assert_eq!(report["finish_reason"], "length");
@@ -89,7 +92,11 @@ fn bad_input_is_refused_with_its_name() {
     refuses(&generate(&["--prompt", "hi", "--threads", "0"]), "invalid_input", "threads");
     refuses(&generate(&["--prompt", &"hello ".repeat(9000)]), "context_overflow", "the context holds 8192");
     refuses(&on_model("logits", &["--tokens", "1,x", "--json"]), "invalid_input", "\"x\" is no token id");
-    refuses(&on_model("logits", &["--tokens", "1,49152", "--json"]), "invalid_input", "outside the vocabulary");
+    refuses(
+        &on_model("logits", &["--tokens", "1,49152", "--json"]),
+        "invalid_input",
+        "outside the vocabulary",
+    );
 }
 
 #[test]
@@ -122,7 +129,9 @@ fn without_json_an_error_goes_to_standard_error_and_says_what_is_wrong() {
 
 #[test]
 fn tokenize_adds_nothing_and_parses_special_tokens_only_when_asked() {
-    let ids = |arguments: &[&str]| succeeds(&on_model("tokenize", &[arguments, &["--json"]].concat()))["ids"].clone();
+    let ids = |arguments: &[&str]| {
+        succeeds(&on_model("tokenize", &[arguments, &["--json"]].concat()))["ids"].clone()
+    };
     assert_eq!(ids(&["--text", "<|im_end|>", "--special"]), serde_json::json!([2]));
     assert_ne!(ids(&["--text", "<|im_end|>"]), serde_json::json!([2]));
     assert_eq!(ids(&["--text", ""]), serde_json::json!([]));
@@ -135,8 +144,12 @@ fn logits_come_for_every_position() {
     assert_eq!(positions.len(), 3);
     for (index, position) in positions.iter().enumerate() {
         assert_eq!(position["position"], index);
-        let top: Vec<f64> =
-            position["top"].as_array().unwrap().iter().map(|entry| entry["logit"].as_f64().unwrap()).collect();
+        let top: Vec<f64> = position["top"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["logit"].as_f64().unwrap())
+            .collect();
         assert_eq!(top.len(), 20);
         assert!(top.is_sorted_by(|a, b| a >= b));
     }
@@ -178,7 +191,15 @@ fn inspect_describes_a_model() {
 /// Starts a chat whose input stays open.
 fn chat() -> std::process::Child {
     Command::new(env!("CARGO_BIN_EXE_orion"))
-        .args(["chat", "--model", smollm2().to_str().unwrap(), "--temperature", "0", "--repetition-penalty", "1"])
+        .args([
+            "chat",
+            "--model",
+            smollm2().to_str().expect("the path is UTF-8"),
+            "--temperature",
+            "0",
+            "--repetition-penalty",
+            "1",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -189,7 +210,12 @@ fn chat() -> std::process::Child {
 #[test]
 fn chat_remembers_the_turn_before() {
     let mut child = chat();
-    child.stdin.take().unwrap().write_all(b"The secret word is banana.\nWhat is the secret word?\n/quit\n").unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"The secret word is banana.\nWhat is the secret word?\n/quit\n")
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();

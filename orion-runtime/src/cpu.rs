@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use orion_core::{Error, ErrorKind, Result, TensorType, WeightSource};
 use orion_kernels::{
-    Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Projection, Rope, Stages, Workspace,
+    Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Projection, Rope, Stages,
+    Workspace,
 };
 
 use crate::config::{Activation, DecoderConfig, RopePairing};
@@ -20,7 +21,8 @@ const SHORT_ROWS: usize = 16;
 
 /// Why the kernels cannot run a model, if they cannot.
 pub(crate) fn unsupported(config: &DecoderConfig) -> Option<String> {
-    (!config.head_dim.is_multiple_of(16)).then(|| format!("head size {} is no multiple of 16", config.head_dim))
+    (!config.head_dim.is_multiple_of(16))
+        .then(|| format!("head size {} is no multiple of 16", config.head_dim))
 }
 
 pub(crate) struct Cpu {
@@ -126,7 +128,12 @@ impl Executor for Cpu {
         Ok(())
     }
 
-    fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>) -> Result<()> {
+    fn forward(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        stop: &dyn Fn() -> bool,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         self.workspace.begin();
         let mut rows = 0;
         for chunk in chunks {
@@ -174,7 +181,8 @@ fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) ->
     } else {
         drop(bytes);
         let values = load::matrix_f32(source, reference)?;
-        let halves: Vec<u8> = values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
+        let halves: Vec<u8> =
+            values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
         PackedMatrix::pack(pool, TensorType::F16, reference.rows, reference.cols, &halves)
     };
     packed.map_err(|error| error.about(format!("tensor {}", source.header().tensors[reference.tensor].name)))

@@ -40,5 +40,6 @@ pub(crate) trait Executor: Send {
 
     /// Runs the chunks and appends the wanted logits to `logits`, row after row in order of chunks, each of
     /// `vocab_size`. Reads `stop` at every layer and returns [`Cancelled`](orion_core::ErrorKind::Cancelled) once it is true.
-    fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>) -> Result<()>;
+    fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>)
+    -> Result<()>;
 }

@@ -64,7 +64,10 @@ impl PagePool {
                 // Of pages used last at the same time the deepest goes first: its parents are useful without it.
                 let oldest = idle.min_by_key(|(_, page)| (page.last_used, std::cmp::Reverse(page.serial)));
                 let (index, _) = oldest.ok_or_else(|| {
-                    Error::new(ErrorKind::OutOfMemory, format!("all {} pages of keys and values are in use", self.limit))
+                    Error::new(
+                        ErrorKind::OutOfMemory,
+                        format!("all {} pages of keys and values are in use", self.limit),
+                    )
                 })?;
                 self.forget(index);
                 index
@@ -224,7 +227,7 @@ mod tests {
                     mine.push(page);
                 }
                 pool.remember(&text[..mine.len() * PAGE_TOKENS], &mine, false);
-                if keep && held.len() < 1 { held.push(mine) } else { pool.release(&mine) }
+                if keep && held.is_empty() { held.push(mine) } else { pool.release(&mine) }
             }
             for pages in held { pool.release(&pages); }
             prop_assert_eq!(pool.held(), 0);

@@ -21,10 +21,12 @@ mod tokenizer;
 mod weights;
 mod worker;
 
-pub use config::{Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling};
+pub use config::{
+    Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling,
+};
 pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
-pub use perplexity::Perplexity;
 pub use orion_kernels::ComputePool;
+pub use perplexity::Perplexity;
 pub use sampler::{log_sum_exp, top_logits};
 pub use template::{ChatTemplate, RenderOptions, RenderedPrompt};
 pub use text::TextCodec;

@@ -95,7 +95,8 @@ pub(crate) fn matrix_f32(source: &dyn WeightSource, reference: &MatrixRef) -> Re
 /// A vector as 32-bit floats.
 pub(crate) fn vector_f32(source: &dyn WeightSource, reference: &VectorRef) -> Result<Vec<f32>> {
     let info = &source.header().tensors[reference.tensor];
-    let bytes = source.tensor(reference.tensor).map_err(|error| error.about(format!("tensor {}", info.name)))?;
+    let bytes =
+        source.tensor(reference.tensor).map_err(|error| error.about(format!("tensor {}", info.name)))?;
     let width = info.ty.block_bytes();
     let range = (reference.first * width)..((reference.first + reference.len) * width);
     let stored = bytes.get(range).ok_or_else(|| Error::corrupt("is too short").about(info.name.clone()))?;

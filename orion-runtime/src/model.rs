@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use orion_core::{
-    Error, ErrorKind, Generation, GenerationEvent, Job, MetaValue, Model, ModelHeader, ModelInfo, Result, Runtime,
-    TokenId, WeightSource,
+    Error, ErrorKind, Generation, GenerationEvent, Job, MetaValue, Model, ModelHeader, ModelInfo, Result,
+    Runtime, TokenId, WeightSource,
 };
 use orion_kernels::{ComputePool, Isa};
 
@@ -95,7 +95,9 @@ impl LocalRuntime {
         }
         let header = source.header();
         let mut config = DecoderConfig::from_header(header)?;
-        weights::resolve_rope_factors(&mut config, header, |reference| load::vector_f32(&*source, reference))?;
+        weights::resolve_rope_factors(&mut config, header, |reference| {
+            load::vector_f32(&*source, reference)
+        })?;
         let table = WeightTable::new(header, &config)?;
         let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
         let config = Arc::new(config);
@@ -114,7 +116,9 @@ impl LocalRuntime {
                 let rows = options.prefill_chunk + options.max_batch;
                 Box::new(Cpu::new(config.clone(), table, source.clone(), arrivals.clone(), pool, rows)?)
             }
-            ExecutorKind::Portable => Box::new(Portable::new(config.clone(), table, source, arrivals.clone())?),
+            ExecutorKind::Portable => {
+                Box::new(Portable::new(config.clone(), table, source, arrivals.clone())?)
+            }
         };
         let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));
         let limits = Limits {
@@ -294,7 +298,9 @@ impl Model for LocalModel {
 
     fn submit(&self, job: Job) -> Result<()> {
         self.jobs.try_send((job, Instant::now())).map_err(|error| match error {
-            TrySendError::Full(_) => Error::new(ErrorKind::Rejected, "the model's queue is full, try again later"),
+            TrySendError::Full(_) => {
+                Error::new(ErrorKind::Rejected, "the model's queue is full, try again later")
+            }
             TrySendError::Disconnected(_) => worker_gone(),
         })
     }

@@ -81,8 +81,11 @@ impl Portable {
             weights.load(&table, &*source, matrix, vector)
         })?;
         let local = config.local_rope.as_ref().unwrap_or(&config.rope);
-        let ropes =
-            [RopeTable::new(&config.rope, false), RopeTable::new(&config.rope, true), RopeTable::new(local, false)];
+        let ropes = [
+            RopeTable::new(&config.rope, false),
+            RopeTable::new(&config.rope, true),
+            RopeTable::new(local, false),
+        ];
         let pages = config.layers.iter().map(|_| Vec::new()).collect();
         Ok(Self { config, weights, ropes, pages, device })
     }
@@ -133,8 +136,10 @@ impl Portable {
         let (n, head_dim) = (chunk.tokens.len(), config.head_dim);
         let table = if options.local_rope { 2 } else { usize::from(chunk.long) };
         let angles = self.angles(&self.ropes[table], chunk)?;
-        let q = self.head_norm(layer.q.apply(x)?.reshape((n, config.heads, head_dim))?, layer.q_norm.as_ref())?;
-        let k = self.head_norm(layer.k.apply(x)?.reshape((n, config.kv_heads, head_dim))?, layer.k_norm.as_ref())?;
+        let q =
+            self.head_norm(layer.q.apply(x)?.reshape((n, config.heads, head_dim))?, layer.q_norm.as_ref())?;
+        let k = self
+            .head_norm(layer.k.apply(x)?.reshape((n, config.kv_heads, head_dim))?, layer.k_norm.as_ref())?;
         let v = layer.v.apply(x)?;
         let q = self.rotate(&q, &angles)?;
         let k = self.rotate(&k, &angles)?.transpose(0, 1)?.contiguous()?.reshape((n, config.kv_width()))?;
@@ -170,7 +175,8 @@ impl Portable {
         let pages = &chunk.pages[..total.div_ceil(PAGE_TOKENS)];
         let group = config.heads / config.kv_heads;
         let spread = |part: fn(&Page) -> &Tensor| -> candle_core::Result<Tensor> {
-            let all: Vec<&Tensor> = pages.iter().map(|&page| part(&self.pages[layer][page as usize])).collect();
+            let all: Vec<&Tensor> =
+                pages.iter().map(|&page| part(&self.pages[layer][page as usize])).collect();
             let all = Tensor::cat(&all, 0)?.narrow(0, 0, total)?;
             let heads = all.reshape((total, config.kv_heads, 1, config.head_dim))?;
             let heads = heads.broadcast_as((total, config.kv_heads, group, config.head_dim))?;
@@ -271,7 +277,12 @@ impl Executor for Portable {
         Ok(())
     }
 
-    fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>) -> Result<()> {
+    fn forward(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        stop: &dyn Fn() -> bool,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         chunks.iter().try_for_each(|chunk| self.run(chunk, stop, logits))
     }
 }

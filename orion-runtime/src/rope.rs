@@ -38,13 +38,22 @@ impl RopeTable {
                 };
                 ((0..half).map(scaled).collect(), 1.0)
             }
-            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, attention_factor } => {
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_context,
+                truncate,
+                attention_factor,
+            } => {
                 // The pair that turns `rotations` times within the original context.
                 let pair_of = |rotations: f32| {
                     let context = *original_context as f32;
-                    rope.dim as f32 * (context / (rotations * std::f32::consts::TAU)).ln() / (2.0 * rope.base.ln())
+                    rope.dim as f32 * (context / (rotations * std::f32::consts::TAU)).ln()
+                        / (2.0 * rope.base.ln())
                 };
-                let whole = |low: f32, high: f32| if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let whole =
+                    |low: f32, high: f32| if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
                 let (low, high) = whole(pair_of(*beta_fast), pair_of(*beta_slow));
                 let (low, high) = (low.max(0.0), high.min(rope.dim as f32 - 1.0));
                 let width = if high > low { high - low } else { 0.001 };

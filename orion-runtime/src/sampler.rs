@@ -41,7 +41,8 @@ impl Sampler {
 
     fn changes_logits(&self) -> bool {
         let p = &self.params;
-        let penalties = p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0;
+        let penalties =
+            p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0;
         !p.logit_bias.is_empty() || (penalties && p.penalty_last_n > 0)
     }
 
@@ -68,7 +69,8 @@ impl Sampler {
             return Ok(best);
         }
         self.candidates.clear();
-        self.candidates.extend((0..).map(TokenId).zip(logits.iter().copied()).filter(|c| c.1 > f32::NEG_INFINITY));
+        self.candidates
+            .extend((0..).map(TokenId).zip(logits.iter().copied()).filter(|c| c.1 > f32::NEG_INFINITY));
         keep_top_k(&mut self.candidates, self.params.top_k as usize);
         self.candidates.sort_unstable_by(likelier);
         let top = self.candidates[0].1;

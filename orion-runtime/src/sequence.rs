@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use orion_core::{
-    CancelToken, Completion, Error, FinishReason, Flow, Generation, GenerationEvent, Job, Result, Timings, TokenId,
-    TokenSink, Usage,
+    CancelToken, Completion, Error, FinishReason, Flow, Generation, GenerationEvent, Job, Result, Timings,
+    TokenId, TokenSink, Usage,
 };
 
 use crate::sampler::{self, Sampler};

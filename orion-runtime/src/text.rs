@@ -40,7 +40,8 @@ impl TextCodec {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if the model's files hold none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let missing = || Error::new(ErrorKind::NotFound, "the model's files hold no tokenizer; give token ids");
+        let missing =
+            || Error::new(ErrorKind::NotFound, "the model's files hold no tokenizer; give token ids");
         self.tokenizer.as_ref().ok_or_else(missing)
     }
 

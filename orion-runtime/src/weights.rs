@@ -172,7 +172,9 @@ impl Finder<'_> {
             .about(format!("tensor {name}")));
         }
         if shape.len() == 1 && info.ty.is_quantised() {
-            return Err(Error::unsupported(format!("type {} for a vector", info.ty)).about(format!("tensor {name}")));
+            return Err(
+                Error::unsupported(format!("type {} for a vector", info.ty)).about(format!("tensor {name}"))
+            );
         }
         self.used.insert(index);
         Ok(index)
@@ -283,7 +285,21 @@ fn layer_table(
         )
     };
     let down = finder.matrix(&at(down), hidden, ffn, config.ffn_bias)?;
-    Ok(Layer { attn_norm, q, k, v, q_norm, k_norm, o, post_attn_norm, ffn_norm, gate, up, down, post_ffn_norm })
+    Ok(Layer {
+        attn_norm,
+        q,
+        k,
+        v,
+        q_norm,
+        k_norm,
+        o,
+        post_attn_norm,
+        ffn_norm,
+        gate,
+        up,
+        down,
+        post_ffn_norm,
+    })
 }
 
 /// Puts the rope factors that GGUF keeps in tensors into the configuration.
@@ -311,8 +327,10 @@ pub(crate) fn resolve_rope_factors(
         RopeScaling::LongRope { short, long, .. } => {
             let missing =
                 |name: &str| Error::new(ErrorKind::Corrupt, "is missing").about(format!("tensor {name}"));
-            *short = factors("rope_factors_short.weight")?.ok_or_else(|| missing("rope_factors_short.weight"))?;
-            *long = factors("rope_factors_long.weight")?.ok_or_else(|| missing("rope_factors_long.weight"))?;
+            *short =
+                factors("rope_factors_short.weight")?.ok_or_else(|| missing("rope_factors_short.weight"))?;
+            *long =
+                factors("rope_factors_long.weight")?.ok_or_else(|| missing("rope_factors_long.weight"))?;
         }
         _ => {}
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use orion_core::{Completion, Error, ErrorKind, FinishReason, GenerationEvent, Result, Timings, TokenId, Usage};
+use orion_core::{
+    Completion, Error, ErrorKind, FinishReason, GenerationEvent, Result, Timings, TokenId, Usage,
+};
 
 use crate::config::DecoderConfig;
 use crate::executor::{Chunk, Executor, Rows};
@@ -129,7 +131,10 @@ impl Worker {
             let length = prepared.tokens.len();
             if length > context {
                 let message = format!("the prompt has {length} tokens, the context holds {context}");
-                prepared.job.sink.event(GenerationEvent::Failed(Error::new(ErrorKind::ContextOverflow, message)));
+                prepared
+                    .job
+                    .sink
+                    .event(GenerationEvent::Failed(Error::new(ErrorKind::ContextOverflow, message)));
                 continue;
             }
             let most = prepared.job.generation.max_tokens.map_or(usize::MAX, |most| most as usize);
@@ -213,7 +218,11 @@ impl Worker {
 
     /// Runs the plans as one batch; if that fails, each alone, so that only the culprit is lost. Returns what succeeded,
     /// with its logits' place.
-    fn run_plans(&mut self, plans: &[Plan], failed: &mut Vec<(usize, Error)>) -> Vec<(usize, usize, Option<usize>)> {
+    fn run_plans(
+        &mut self,
+        plans: &[Plan],
+        failed: &mut Vec<(usize, Error)>,
+    ) -> Vec<(usize, usize, Option<usize>)> {
         self.logits.clear();
         let mut done = Vec::with_capacity(plans.len());
         let whole: Vec<&Plan> = plans.iter().collect();
@@ -320,7 +329,13 @@ impl Worker {
             self.executor.reserve_pages(self.pool.len())?;
             let rows = match (evaluate.last_only, start + count == tokens.len()) {
                 (false, _) => Rows::All,
-                (true, last) => if last { Rows::Last } else { Rows::None },
+                (true, last) => {
+                    if last {
+                        Rows::Last
+                    } else {
+                        Rows::None
+                    }
+                }
             };
             let chunk = Chunk { tokens: &tokens[start..start + count], start, pages, long, rows };
             self.logits.clear();
@@ -353,7 +368,8 @@ fn guarded(
 }
 
 fn cancelled_unstarted(prepared: &Prepared) -> Completion {
-    let usage = Usage { prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX), ..Usage::default() };
+    let usage =
+        Usage { prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX), ..Usage::default() };
     let waited = Instant::now() - prepared.submitted;
     let timings = Timings { queue: waited, ..Timings::default() };
     Completion::new(FinishReason::Cancelled, String::new(), Vec::new(), usage, timings)

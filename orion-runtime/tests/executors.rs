@@ -45,7 +45,8 @@ impl Builder {
     fn add(&mut self, name: &str, shape: &[usize], centre: f32, size: f32) {
         let offset = self.data.len() as u64;
         for _ in 0..shape.iter().product::<usize>() {
-            self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.state =
+                self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let unit = (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
             self.data.extend((centre + size * unit).to_le_bytes());
         }
@@ -139,7 +140,10 @@ fn both_executors_agree_on_every_architecture() {
         ("qwen2", json!({})),
         ("qwen3", json!({})),
         ("gemma2", json!({ "sliding_window": 130, "query_pre_attn_scalar": 32 })),
-        ("gemma3_text", json!({ "sliding_window": 60, "query_pre_attn_scalar": 32, "sliding_window_pattern": 2 })),
+        (
+            "gemma3_text",
+            json!({ "sliding_window": 60, "query_pre_attn_scalar": 32, "sliding_window_pattern": 2 }),
+        ),
         ("phi3", json!({ "partial_rotary_factor": 0.5, "sliding_window": null })),
     ];
     for (architecture, extra) in cases {
@@ -153,7 +157,10 @@ fn both_executors_agree_on_every_architecture() {
         // Only the halves of keys and values differ: 2^-11 of a value, averaged out in sums.
         assert!(worst < 3e-3 * greatest, "{architecture}: off by {worst} of {greatest}");
         let in_parts = logits(&open(source, ExecutorKind::Cpu, 7, 1), &tokens);
-        assert!(fast.iter().map(|v| v.to_bits()).eq(in_parts.iter().map(|v| v.to_bits())), "{architecture}: bits");
+        assert!(
+            fast.iter().map(|v| v.to_bits()).eq(in_parts.iter().map(|v| v.to_bits())),
+            "{architecture}: bits"
+        );
     }
 }
 
@@ -162,7 +169,8 @@ fn a_head_size_without_kernels_runs_on_the_portable_executor_and_says_so() {
     let mut source = model("llama", &json!({}));
     let header = &mut Arc::get_mut(&mut source).unwrap().header;
     // The same weights as eight heads of 8 would need other shapes; a size of 8 shows in the configuration alone.
-    let config = config("llama", &json!({ "head_dim": 8, "num_attention_heads": 16, "num_key_value_heads": 8 }));
+    let config =
+        config("llama", &json!({ "head_dim": 8, "num_attention_heads": 16, "num_key_value_heads": 8 }));
     header.side_files.insert("config.json".into(), config.to_string().into_bytes().into());
     let model = open(source, ExecutorKind::Cpu, 512, 1);
     assert!(orion_core::Model::info(&model).executor.starts_with("portable"));

@@ -44,7 +44,9 @@ fn check(chunk: usize, write: impl Fn(&Case, &Path) -> Vec<std::path::PathBuf>) 
             ran += 1;
             match difference(&case, &path, chunk) {
                 Ok(worst) if worst <= TOLERANCE => {}
-                outcome => failures.push(format!("{} {:?}: {outcome:?}", case.name, path.file_name().unwrap())),
+                outcome => {
+                    failures.push(format!("{} {:?}: {outcome:?}", case.name, path.file_name().unwrap()))
+                }
             }
         }
     }

@@ -80,7 +80,10 @@ fn decode_run(model: &LocalModel, first: TokenId, count: u32) -> Result<f64> {
     let began = Instant::now();
     let done = model.generate(generation)?;
     if done.usage.completion_tokens != count {
-        return Err(Error::invalid(format!("the context ended after {} tokens", done.usage.completion_tokens)));
+        return Err(Error::invalid(format!(
+            "the context ended after {} tokens",
+            done.usage.completion_tokens
+        )));
     }
     Ok(began.elapsed().as_secs_f64())
 }
@@ -90,7 +93,9 @@ fn random_tokens(count: usize, vocab: usize) -> Vec<TokenId> {
     let mut state = 7u64;
     let next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        TokenId(u32::try_from((state >> 33) % vocab as u64).expect("the remainder is below the vocabulary size"))
+        TokenId(
+            u32::try_from((state >> 33) % vocab as u64).expect("the remainder is below the vocabulary size"),
+        )
     };
     std::iter::repeat_with(next).take(count).collect()
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 use orion::runtime::LocalModel;
 use orion::{
-    CancelToken, Completion, Error, ErrorKind, FinishReason, Generation, GenerationEvent, Message, ModelExt, Prompt,
-    Result, Role, SamplingParams,
+    CancelToken, Completion, Error, ErrorKind, FinishReason, Generation, GenerationEvent, Message, ModelExt,
+    Prompt, Result, Role, SamplingParams,
 };
 
 use super::model::{ModelArgs, SamplingArgs};
@@ -117,7 +117,11 @@ fn show_loading(model: &LocalModel) -> Result<()> {
         loop {
             let (done, total) = model.load_progress();
             let filled = WIDTH * done / total.max(1);
-            eprint!("\rloading [{}{}] {done} of {total} parts", "#".repeat(filled), " ".repeat(WIDTH - filled));
+            eprint!(
+                "\rloading [{}{}] {done} of {total} parts",
+                "#".repeat(filled),
+                " ".repeat(WIDTH - filled)
+            );
             if done >= total {
                 eprintln!();
                 break;

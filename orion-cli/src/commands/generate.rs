@@ -2,7 +2,8 @@ use std::time::Instant;
 
 use clap::Args;
 use orion::{
-    Completion, Generation, GenerationEvent, Message, ModelExt, Prompt, Result, Role, SamplingParams, TokenLogprob,
+    Completion, Generation, GenerationEvent, Message, ModelExt, Prompt, Result, Role, SamplingParams,
+    TokenLogprob,
 };
 use serde_json::{Value, json};
 
@@ -52,7 +53,8 @@ impl Generate {
                     if !self.json {
                         output::print(&text)?;
                     }
-                    logprobs.extend(list.map(|(own, top)| logprob_json(TokenLogprob { id, logprob: own }, &top)));
+                    logprobs
+                        .extend(list.map(|(own, top)| logprob_json(TokenLogprob { id, logprob: own }, &top)));
                 }
                 GenerationEvent::Done(completion) => done = Some(completion),
                 GenerationEvent::Failed(error) => return Err(error),
@@ -91,7 +93,8 @@ impl Generate {
             // Small chat models repeat themselves without it.
             base.repetition_penalty = 1.1;
         }
-        let mut generation = Generation::new(prompt).sampling(self.sampling.over(base)).max_tokens(self.max_tokens);
+        let mut generation =
+            Generation::new(prompt).sampling(self.sampling.over(base)).max_tokens(self.max_tokens);
         generation.stop.clone_from(&self.stop);
         generation.logprobs = self.logprobs;
         generation

@@ -58,7 +58,11 @@ impl Inspect {
                 "tensors": header.tensors.iter().map(tensor_json).collect::<Vec<_>>(),
             }));
         }
-        let mut text = format!("{:?}, {} tensors, {parameters} parameters, {bytes} bytes\n", header.format, header.tensors.len());
+        let mut text = format!(
+            "{:?}, {} tensors, {parameters} parameters, {bytes} bytes\n",
+            header.format,
+            header.tensors.len()
+        );
         text += "model: ";
         match &model {
             Value::Object(fields) => {

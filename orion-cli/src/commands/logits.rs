@@ -41,7 +41,8 @@ impl Logits {
             return output::print_json(&json!({ "positions": positions }));
         }
         for (position, top) in positions {
-            let top: Vec<String> = top.iter().take(5).map(|(id, logit)| format!("{id}: {logit:.4}")).collect();
+            let top: Vec<String> =
+                top.iter().take(5).map(|(id, logit)| format!("{id}: {logit:.4}")).collect();
             output::print(&format!("{position:>5}  {}\n", top.join("  ")))?;
         }
         Ok(())

@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use orion::runtime::{SpecialTokens, TextCodec};
 use orion::Result;
+use orion::runtime::{SpecialTokens, TextCodec};
 use serde_json::json;
 
 use crate::output;

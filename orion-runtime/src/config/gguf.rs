@@ -32,7 +32,8 @@ impl<'a> Keys<'a> {
     }
 
     fn usize(&self, key: &str) -> Result<usize> {
-        self.opt_usize(key)?.ok_or_else(|| Error::corrupt("is missing").about(format!("{}.{key}", self.prefix)))
+        self.opt_usize(key)?
+            .ok_or_else(|| Error::corrupt("is missing").about(format!("{}.{key}", self.prefix)))
     }
 
     fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
@@ -103,7 +104,8 @@ pub(super) fn config(header: &ModelHeader) -> Result<DecoderConfig> {
         return Err(Error::corrupt(message).about(format!("{name}.block_count")));
     }
     let missing = |key: &str| Error::corrupt("is missing").about(format!("{name}.{key}"));
-    let heads = keys.uniform("attention.head_count", layers)?.ok_or_else(|| missing("attention.head_count"))?;
+    let heads =
+        keys.uniform("attention.head_count", layers)?.ok_or_else(|| missing("attention.head_count"))?;
     if heads == 0 {
         return Err(Error::corrupt("is 0").about(format!("{name}.attention.head_count")));
     }
@@ -137,7 +139,8 @@ pub(super) fn config(header: &ModelHeader) -> Result<DecoderConfig> {
         })
         .transpose()?;
     // The 27B models of both Gemmas scale by hidden size over heads; GGUF does not say so, their depth does.
-    let scaled_by_hidden = matches!((architecture, layers), (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62));
+    let scaled_by_hidden =
+        matches!((architecture, layers), (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62));
     let scale_width = if scaled_by_hidden { hidden / heads } else { head_dim };
     Ok(DecoderConfig {
         architecture,
@@ -184,11 +187,10 @@ fn vocab_size(header: &ModelHeader, keys: &Keys<'_>) -> Result<usize> {
     let rows = embedding.and_then(|tensor| tensor.shape.first()).and_then(|&rows| usize::try_from(rows).ok());
     let tokens = header.metadata.get("tokenizer.ggml.tokens").and_then(MetaValue::as_strings);
     match (rows, tokens) {
-        (Some(rows), Some(tokens)) if tokens.len() > rows => Err(Error::corrupt(format!(
-            "{} tokens, but the embedding has {rows} rows",
-            tokens.len()
-        ))
-        .about("tokenizer.ggml.tokens")),
+        (Some(rows), Some(tokens)) if tokens.len() > rows => {
+            Err(Error::corrupt(format!("{} tokens, but the embedding has {rows} rows", tokens.len()))
+                .about("tokenizer.ggml.tokens"))
+        }
         (Some(rows), _) => Ok(rows),
         (None, Some(tokens)) => Ok(tokens.len()),
         (None, None) => keys.usize("vocab_size"),
@@ -236,10 +238,17 @@ fn rope_scaling(keys: &Keys<'_>, context_length: usize, dim: usize) -> Result<Ro
         let original_context = original.unwrap_or(context_length);
         let attention_factor = match keys.opt_f32("rope.scaling.attn_factor")? {
             Some(factor) => factor,
-            None => long_rope_factor(context_length as f32 / original_context.max(1) as f32, original_context),
+            None => {
+                long_rope_factor(context_length as f32 / original_context.max(1) as f32, original_context)
+            }
         };
         let unit = vec![1.0; dim / 2];
-        return Ok(RopeScaling::LongRope { short: unit.clone(), long: unit, original_context, attention_factor });
+        return Ok(RopeScaling::LongRope {
+            short: unit.clone(),
+            long: unit,
+            original_context,
+            attention_factor,
+        });
     }
     if has("rope_freqs.weight") {
         return Ok(RopeScaling::Factors(vec![1.0; dim / 2]));
@@ -261,7 +270,8 @@ fn rope_scaling(keys: &Keys<'_>, context_length: usize, dim: usize) -> Result<Ro
             beta_slow: keys.opt_f32("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             original_context: original.unwrap_or(context_length),
             truncate: true,
-            attention_factor: keys.opt_f32("rope.scaling.attn_factor")?.unwrap_or(1.0) * (0.1 * factor.ln() + 1.0),
+            attention_factor: keys.opt_f32("rope.scaling.attn_factor")?.unwrap_or(1.0)
+                * (0.1 * factor.ln() + 1.0),
         }),
         (Some(other), _) => Err(Error::unsupported(format!("rope scaling {other:?}"))
             .about(format!("{}.rope.scaling.type", keys.prefix))),

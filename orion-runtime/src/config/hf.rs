@@ -262,16 +262,17 @@ fn ropes(
     let theta = root.opt_f32("rope_theta")?.unwrap_or(default_base);
     let local_theta = root.opt_f32("rope_local_base_freq")?.unwrap_or(10_000.0);
     let new = root.opt_object("rope_parameters")?;
-    let per_type = |kind: &str| -> Result<Option<Keys<'_>>> {
-        new.map_or(Ok(None), |new| new.opt_object(kind))
-    };
+    let per_type =
+        |kind: &str| -> Result<Option<Keys<'_>>> { new.map_or(Ok(None), |new| new.opt_object(kind)) };
     let (global, local) = (per_type("full_attention")?, per_type("sliding_attention")?);
     let flat = match (global, new) {
         (Some(global), _) => Some(global),
         (None, Some(new)) => Some(new),
         (None, None) => root.opt_object("rope_scaling")?,
     };
-    let read = |options, theta| rope(root, options, RopeConfig { dim, base: theta, scaling: RopeScaling::None }, context);
+    let read = |options, theta| {
+        rope(root, options, RopeConfig { dim, base: theta, scaling: RopeScaling::None }, context)
+    };
     let rope = read(flat, theta)?;
     let local_rope = gemma3.then(|| read(local, local_theta)).transpose()?;
     Ok((rope, local_rope))

@@ -322,7 +322,9 @@ impl RopeConfig {
                 }
                 Ok(())
             }
-            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, .. } => {
+            RopeScaling::Yarn {
+                factor, beta_fast, beta_slow, original_context, attention_factor, ..
+            } => {
                 finite("factor", *factor)?;
                 finite("beta_fast", *beta_fast)?;
                 finite("beta_slow", *beta_slow)?;

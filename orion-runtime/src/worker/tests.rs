@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{bounded, unbounded};
-use orion_core::{CancelToken, Flow, Generation, Job, ModelFormat, ModelHeader, Prompt, SamplingParams, TokenSink};
+use orion_core::{
+    CancelToken, Flow, Generation, Job, ModelFormat, ModelHeader, Prompt, SamplingParams, TokenSink,
+};
 
 use super::*;
 use crate::config::{Activation, Architecture, LayerOptions, RopeConfig, RopePairing, RopeScaling};
@@ -26,7 +28,12 @@ impl Executor for Fake {
         Ok(())
     }
 
-    fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>) -> Result<()> {
+    fn forward(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        stop: &dyn Fn() -> bool,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         if let Some(entered) = &self.entered {
             entered.send(()).ok();
         }
@@ -105,7 +112,10 @@ fn limits() -> Limits {
 }
 
 fn prompt(seed: u32, length: usize) -> Vec<TokenId> {
-    (0..length as u32).map(|i| TokenId((i * 7 + seed * 31) % 89 + 1)).map(|t| if t == POISON { TokenId(0) } else { t }).collect()
+    (0..length as u32)
+        .map(|i| TokenId((i * 7 + seed * 31) % 89 + 1))
+        .map(|t| if t == POISON { TokenId(0) } else { t })
+        .collect()
 }
 
 fn prepared(tokens: Vec<TokenId>, max: u32, sink: impl TokenSink + 'static) -> Prepared {
