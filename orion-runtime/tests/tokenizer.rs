@@ -1,5 +1,7 @@
 //! Vocabularies: the ids of the models that `make models` fetches, streaming, malformed files, long texts.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use orion_core::{ErrorKind, MetaArray, MetaValue, ModelHeader, TokenId};

@@ -1,6 +1,8 @@
 //! Vocabularies of many families against llama.cpp's ids. They are too large for the repository, so this test runs
 //! only when it is named: `scripts/vocabs.py` fetches them, and `make test-vocabs` does both.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use orion_runtime::{SpecialTokens, Tokenizer};

@@ -102,7 +102,9 @@ def render(template, case):
 def main():
     out, templates = sys.argv[1], sys.argv[2:]
     with open(os.path.join(out, "cases.json"), "w", encoding="utf-8") as file:
-        json.dump(CASES, file, ensure_ascii=False, indent=1)
+        # What a caller hands over as JSON stands as a string: the order of keys matters.
+        rows = [{key: value if key == "add_generation_prompt" else json.dumps(value, ensure_ascii=False) for key, value in case.items()} for case in CASES]
+        json.dump(rows, file, ensure_ascii=False, indent=1)
         file.write("\n")
     for template in templates:
         name, path = template.split("=", 1)

@@ -54,6 +54,7 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the engine hands filters their options by value")]
 fn to_json(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<Value> = options.get("indent")?;
     let indent = indent.filter(|indent| indent.kind() == ValueKind::Number).and_then(|n| n.as_usize());
