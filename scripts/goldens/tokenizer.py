@@ -4,11 +4,15 @@
     scripts/goldens/tokenizer.py --llama DIR OUT NAME=FILE.gguf...
 
 DIR holds llama.cpp's shared libraries (`libllama*.so`, `libggml*.so`), such as `bins/linux-x64` of the npm package
-@node-llama-cpp/linux-x64 3.22.1 (`npm pack`). Only the vocabulary of each GGUF is loaded. A NAME of the form
-`name@pre` loads the file with `tokenizer.ggml.pre` set to `pre`.
+@node-llama-cpp/linux-x64 3.22.1 (`npm pack`). Only the vocabulary of each GGUF is loaded.
 
 OUT gets one file per name. Its lines are JSON: first {"vocab", "end_of_generation"}, then one array per string,
 [text, ids] or [text, ids, ids with special tokens parsed] where the two differ.
+
+    scripts/goldens/tokenizer.py --llama DIR --pre OUT.jsonl NAME=FILE.gguf...
+
+does the same with every pre-tokenizer llama.cpp knows put in the place of the file's own. Each line is
+[NAME, pre-tokenizer, the low half of a CRC-32 of the ids of each string, in hex, all joined].
 """
 
 import argparse
@@ -18,10 +22,18 @@ import json
 import os
 import sys
 import tempfile
+import zlib
 
 from hard_strings import strings
 
 VOCAB_ONLY = 72  # offset of `vocab_only` in llama_model_params; `use_extra_bufts`, true by default, is two bytes on
+
+
+PRE = """default minicpm5 llama3 llama-bpe deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt starcoder
+gpt-2 jais-2 gemma4 sarvam-moe refact command-r qwen2 qwen35 stablelm2 olmo dbrx smaug-bpe poro-chat chatglm-bpe glm4
+viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b megrez gpt-4o
+llama4 granite-embed-multi-97m tiny_aya superbpe trillion granite-docling bailingmoe seed-coder hunyuan hunyuan-dense
+joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2 hy_v4""".split()
 
 
 class Params(C.Structure):
@@ -68,28 +80,24 @@ def tokenize(llama, vocab, text, parse):
 
 
 def with_pre(path, pre):
-    """A copy of the GGUF's vocabulary with another pre-tokenizer, as a scratch file."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    scratch = tempfile.NamedTemporaryFile(suffix=".gguf", delete=False)
-    scratch.close()
-    writer = gguf.GGUFWriter(scratch.name, "llama")
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        kind, sub = field.types[0], field.types[-1] if len(field.types) > 1 else None
-        value = pre if key == "tokenizer.ggml.pre" else field.contents()
-        writer.add_key_value(key, value, kind, sub_type=sub)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    """A copy of the GGUF in which the name of the pre-tokenizer is another, as a scratch file."""
+    data = open(path, "rb").read()
+    key = b"tokenizer.ggml.pre"
+    at = data.index(key) + len(key) + 4
+    end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+    with tempfile.NamedTemporaryFile(suffix=".gguf", delete=False) as scratch:
+        scratch.write(data[:at] + len(pre).to_bytes(8, "little") + pre.encode() + data[end:])
     return scratch.name
+
+
+def digest(ids):
+    return f"{zlib.crc32(b''.join(i.to_bytes(4, 'little') for i in ids)) & 0xFFFF:04x}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama", required=True)
+    parser.add_argument("--pre", action="store_true")
     parser.add_argument("out")
     parser.add_argument("models", nargs="+")
     args = parser.parse_args()
@@ -100,23 +108,39 @@ def main():
     params.bytes[VOCAB_ONLY] = 1
     for model in args.models:
         name, path = model.split("=", 1)
-        scratch = with_pre(path, name.split("@", 1)[1]) if "@" in name else None
-        handle = llama.llama_model_load_from_file((scratch or path).encode(), params)
-        if scratch:
-            os.unlink(scratch)
-        if not handle:
-            print(f"{name}: llama.cpp cannot load it", file=sys.stderr)
-            continue
-        vocab = llama.llama_model_get_vocab(handle)
-        count = llama.llama_vocab_n_tokens(vocab)
-        ends = [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)]
-        with open(os.path.join(args.out, f"{name}.jsonl"), "w", encoding="utf-8") as out:
-            print(json.dumps({"vocab": count, "end_of_generation": ends}), file=out)
-            for text in strings():
-                plain, parsed = tokenize(llama, vocab, text, False), tokenize(llama, vocab, text, True)
-                row = [text, plain] if plain == parsed else [text, plain, parsed]
-                print(json.dumps(row, separators=(",", ":")), file=out)
-        llama.llama_model_free(handle)
+        if args.pre:
+            with open(args.out, "a", encoding="utf-8") as out:
+                for pre in PRE:
+                    scratch = with_pre(path, pre)
+                    with_vocab(llama, params, scratch, pre, lambda vocab: write_digests(llama, vocab, name, pre, out))
+                    os.unlink(scratch)
+        else:
+            with_vocab(llama, params, path, name, lambda vocab: write_ids(llama, vocab, os.path.join(args.out, f"{name}.jsonl")))
+
+
+def with_vocab(llama, params, path, name, use):
+    handle = llama.llama_model_load_from_file(path.encode(), params)
+    if not handle:
+        print(f"{name}: llama.cpp cannot load it", file=sys.stderr)
+        return
+    use(llama.llama_model_get_vocab(handle))
+    llama.llama_model_free(handle)
+
+
+def write_digests(llama, vocab, name, pre, out):
+    row = [name, pre, "".join(digest(tokenize(llama, vocab, text, False)) for text in strings())]
+    print(json.dumps(row, separators=(",", ":")), file=out)
+
+
+def write_ids(llama, vocab, path):
+    count = llama.llama_vocab_n_tokens(vocab)
+    ends = [i for i in range(count) if llama.llama_vocab_is_eog(vocab, i)]
+    with open(path, "w", encoding="utf-8") as out:
+        print(json.dumps({"vocab": count, "end_of_generation": ends}), file=out)
+        for text in strings():
+            plain, parsed = tokenize(llama, vocab, text, False), tokenize(llama, vocab, text, True)
+            row = [text, plain] if plain == parsed else [text, plain, parsed]
+            print(json.dumps(row, separators=(",", ":")), file=out)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::json::{self, Style};
 
@@ -12,8 +13,48 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_filter("tojson", to_json);
+    environment.set_unknown_method_callback(python_method);
 }
 
+/// Methods of Python's strings that `pycompat` leaves out, and those it knows.
+fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let Some(text) = value.as_str() else {
+        return unknown_method_callback(state, value, method, args);
+    };
+    match method {
+        "removeprefix" => {
+            let (prefix,): (&str,) = from_args(args)?;
+            Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)))
+        }
+        "removesuffix" => {
+            let (suffix,): (&str,) = from_args(args)?;
+            Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)))
+        }
+        "partition" | "rpartition" => {
+            let (separator,): (&str,) = from_args(args)?;
+            let first = method == "partition";
+            let halves = if first { text.split_once(separator) } else { text.rsplit_once(separator) };
+            Ok(match halves {
+                Some((head, tail)) => [head, separator, tail].into_iter().collect(),
+                None if first => [text, "", ""].into_iter().collect(),
+                None => ["", "", text].into_iter().collect(),
+            })
+        }
+        "rsplit" if !args.is_empty() => {
+            let (separator, most): (&str, Option<usize>) = from_args(args)?;
+            if separator.is_empty() {
+                return Err(Error::new(ErrorKind::InvalidOperation, "empty separator"));
+            }
+            let most = most.map_or(usize::MAX, |most| most.saturating_add(1));
+            let mut parts: Vec<&str> = text.rsplitn(most, separator).collect();
+            parts.reverse();
+            Ok(parts.into_iter().collect())
+        }
+        _ => unknown_method_callback(state, value, method, args),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the engine hands filters their options by value")]
 fn to_json(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<Value> = options.get("indent")?;
     let indent = indent.filter(|indent| indent.kind() == ValueKind::Number).and_then(|n| n.as_usize());

@@ -214,7 +214,6 @@ impl Compiled {
             let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
             environment.set_syntax(syntax.map_err(failed)?);
             environment.set_auto_escape_callback(|_| AutoEscape::None);
-            environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
             functions::register(&mut environment);
             environment.add_template_owned(NAME, checked).map_err(failed)?;
             Ok(environment)

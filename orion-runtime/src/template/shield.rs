@@ -54,7 +54,8 @@ impl Shield {
             return None;
         }
         let mut broken = String::with_capacity(text.len() + 3 * starts.len());
-        let mut starts = starts.into_iter().map(|(at, _)| at).peekable();
+        let starts = starts.into_iter().map(|(at, _)| at);
+        let mut starts = starts.filter(|&at| text.is_char_boundary(at)).peekable();
         for (at, letter) in text.char_indices() {
             if letter != self.marker {
                 broken.push(letter);

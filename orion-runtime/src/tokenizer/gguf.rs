@@ -21,6 +21,9 @@ const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
 const CHARS_MAP: &str = "tokenizer.ggml.precompiled_charsmap";
 
+/// Longest entry of a WordPiece or unigram vocabulary; real ones have up to about 100 bytes.
+const MAX_PIECE: usize = 512;
+
 /// What a kind of vocabulary assumes where the file is silent.
 #[derive(Default)]
 struct Defaults {
@@ -73,6 +76,11 @@ pub(super) fn load(header: &ModelHeader) -> Result<Tokenizer> {
     };
     let mut vocab = entries(&meta)?;
     vocab.check_bytes(TOKENS)?;
+    // These two try every length at every place of a text.
+    if matches!(model, "bert" | "t5") && vocab.max_len() > MAX_PIECE {
+        let what = format!("has an entry of {} bytes, at most {MAX_PIECE} are allowed", vocab.max_len());
+        return Err(Error::corrupt(what).about(TOKENS));
+    }
     let id = |key: &str, default: Option<u32>| meta.id(key, default, vocab.len());
     let bos = id("tokenizer.ggml.bos_token_id", defaults.bos)?;
     let unk = id("tokenizer.ggml.unknown_token_id", defaults.unk)?;
@@ -128,7 +136,7 @@ pub(super) fn load(header: &ModelHeader) -> Result<Tokenizer> {
         }
         _ => {
             let merge_spaces = meta.flag("tokenizer.ggml.remove_extra_whitespaces", false)?;
-            let ugm = Ugm::new(&vocab, meta.bytes(CHARS_MAP)?, add_space_prefix, merge_spaces, unk)?;
+            let ugm = Ugm::new(&vocab, &meta.bytes(CHARS_MAP)?, add_space_prefix, merge_spaces, unk)?;
             (Kind::Ugm(Box::new(ugm)), Spelling::Escaped, add_space_prefix)
         }
     };

@@ -62,8 +62,8 @@ impl HuggingFace {
             SpecialTokens::Plain => {
                 let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
                 inner.set_encode_special_tokens(true);
-                let _parse_again = Reset(&mut inner);
-                ids(_parse_again.0, text, false)
+                let reset = Reset(&mut inner);
+                ids(reset.0, text, false)
             }
         })?;
         out.extend(ids);
@@ -236,7 +236,8 @@ fn roles(header: &ModelHeader, vocab: &Vocab) -> Result<Roles> {
         })?;
         Ok(Some(TokenId(id)))
     };
-    let mut roles = Roles { bos: named("bos_token")?, eos: named("eos_token")?, ..Roles::default() };
+    let (bos, eos, unk) = (named("bos_token")?, named("eos_token")?, named("unk_token")?);
+    let mut roles = Roles { bos, eos, unk, ..Roles::default() };
     let mut ends: Vec<TokenId> = roles.eos.into_iter().collect();
     for name in ["generation_config.json", "config.json"] {
         let eos = &json(name)?["eos_token_id"];

@@ -30,7 +30,7 @@ struct Step {
 impl Ugm {
     pub(crate) fn new(
         vocab: &Vocab,
-        chars_map: Vec<u8>,
+        chars_map: &[u8],
         add_space_prefix: bool,
         merge_spaces: bool,
         unk: Option<TokenId>,
@@ -166,7 +166,7 @@ struct CharsMap {
 }
 
 impl CharsMap {
-    fn new(blob: Vec<u8>) -> Result<Self> {
+    fn new(blob: &[u8]) -> Result<Self> {
         if blob.is_empty() {
             return Ok(Self { nodes: Vec::new(), replacements: Vec::new() });
         }

@@ -1,95 +1,27 @@
-//! What the tests share: where models stand, and how to read a GGUF's metadata.
+//! What the tests of tokenizers and templates share.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use orion_core::{MetaArray, MetaValue, ModelFormat, ModelHeader, StringTable, TokenId};
+use orion_core::{MetaArray, MetaValue, ModelFormat, ModelHeader, TokenId};
 use serde_json::Value;
 
-/// A file or folder of the model cache. Fails with what to run if it is not there.
-pub(crate) fn model(name: &str, make: &str) -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("ORION_MODELS").unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-        cache.expect("a home directory").join("orion/models")
-    });
-    let path = cache.join(name);
-    assert!(path.exists(), "{} is missing: run `{make}`", path.display());
+/// A vocabulary that `scripts/vocabs.py` fetches. Fails with what to run if it is not there.
+pub(crate) fn vocab(name: &str) -> PathBuf {
+    let path = orion_testkit::models::cache().join("vocabs").join(format!("ggml-vocab-{name}.gguf"));
+    assert!(path.exists(), "{} is not there; `scripts/vocabs.py` fetches it", path.display());
     path
 }
 
-/// The metadata of a GGUF. The formats crate has the reader for files one does not trust.
+/// The header of a GGUF.
 pub(crate) fn gguf(path: &Path) -> ModelHeader {
-    let bytes = std::fs::read(path).unwrap();
-    let mut reader = Reader(&bytes);
-    assert_eq!(reader.take(4), b"GGUF");
-    reader.u32();
-    reader.u64();
-    let entries = reader.u64();
-    let metadata = (0..entries)
-        .map(|_| {
-            let key = String::from_utf8(reader.string().to_vec()).unwrap();
-            let kind = reader.u32();
-            (key, reader.value(kind))
-        })
-        .collect();
-    ModelHeader::new(ModelFormat::Gguf, metadata, Vec::new())
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> &'a [u8] {
-        let (head, tail) = self.0.split_at(count);
-        self.0 = tail;
-        head
-    }
-    fn array<const N: usize>(&mut self) -> [u8; N] {
-        self.take(N).try_into().unwrap()
-    }
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.array())
-    }
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.array())
-    }
-    fn string(&mut self) -> &'a [u8] {
-        let len = self.u64() as usize;
-        self.take(len)
-    }
-    fn value(&mut self, kind: u32) -> MetaValue {
-        match kind {
-            0 => MetaValue::U8(self.array::<1>()[0]),
-            1 => MetaValue::I8(i8::from_le_bytes(self.array())),
-            2 => MetaValue::U16(u16::from_le_bytes(self.array())),
-            3 => MetaValue::I16(i16::from_le_bytes(self.array())),
-            4 => MetaValue::U32(self.u32()),
-            5 => MetaValue::I32(i32::from_le_bytes(self.array())),
-            6 => MetaValue::F32(f32::from_le_bytes(self.array())),
-            7 => MetaValue::Bool(self.take(1)[0] != 0),
-            8 => MetaValue::Str(String::from_utf8_lossy(self.string()).into_owned()),
-            9 => {
-                let (kind, count) = (self.u32(), self.u64() as usize);
-                MetaValue::Array(match kind {
-                    0 => MetaArray::U8(self.take(count).to_vec()),
-                    1 => MetaArray::I8(self.take(count).iter().map(|&byte| byte.cast_signed()).collect()),
-                    4 => MetaArray::U32((0..count).map(|_| self.u32()).collect()),
-                    5 => MetaArray::I32((0..count).map(|_| i32::from_le_bytes(self.array())).collect()),
-                    6 => MetaArray::F32((0..count).map(|_| f32::from_le_bytes(self.array())).collect()),
-                    7 => MetaArray::Bool((0..count).map(|_| self.take(1)[0] != 0).collect()),
-                    8 => MetaArray::Str((0..count).map(|_| self.string()).collect::<StringTable>()),
-                    other => panic!("array of type {other}"),
-                })
-            }
-            10 => MetaValue::U64(self.u64()),
-            11 => MetaValue::I64(i64::from_le_bytes(self.array())),
-            12 => MetaValue::F64(f64::from_le_bytes(self.array())),
-            other => panic!("value of type {other}"),
-        }
-    }
+    let file = File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    orion_formats::gguf::read_header(file, len).unwrap().model
 }
 
 /// A header with these side files.
