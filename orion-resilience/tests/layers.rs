@@ -622,7 +622,7 @@ fn every_part_can_be_printed() {
     let expected = [
         "attempts: 7",
         "Timeout { limit: 1s",
-        "Shed { shedder: LoadShedder { limit: 1s } ",
+        "Shed { shedder: LoadShedder { limit: 1s }",
         "Bulkhead { default: 3, limits: {ModelId(\"m\"): 2} }",
         "BulkheadPermit { model: ModelId(\"m\")",
         "OwnedPermit { breaker: \"m/load\"",
