@@ -157,7 +157,8 @@ fn a_value_that_logs_or_panics_while_it_is_formatted_harms_nobody() {
         tracing::info!(target: "orion_loader", "after");
     });
     let messages: Vec<_> = values(&json).iter().map(|line| line["message"].clone()).collect();
-    assert_eq!(messages, ["inner", "outer", "after"]);
+    // `tracing` itself leaves out what is logged while an event of a scoped subscriber is being written.
+    assert_eq!(messages, ["outer", "after"]);
 }
 
 #[test]

@@ -92,16 +92,18 @@ pub(crate) struct Raw {
 
 impl LayerSource {
     /// `None` if the file may be absent and is.
-    pub(crate) fn read(&self, folders: &[PathBuf]) -> Result<Option<Raw>, Problem> {
+    pub(crate) fn read(&self, folders: &[PathBuf]) -> Result<Option<Raw>, Box<Problem>> {
         let name = self.path.display().to_string();
-        let problem = |code, message: String, help: &str, line, column| Problem {
-            severity: Severity::Error,
-            stage: Stage::Io,
-            code,
-            place: Place { file: name.clone(), pointer: String::new(), line, column },
-            message,
-            help: help.to_owned(),
-            related: None,
+        let problem = |code, message: String, help: &str, line, column| {
+            Box::new(Problem {
+                severity: Severity::Error,
+                stage: Stage::Io,
+                code,
+                place: Place { file: name.clone(), pointer: String::new(), line, column },
+                message,
+                help: help.to_owned(),
+                related: None,
+            })
         };
         let folder = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,

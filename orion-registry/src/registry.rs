@@ -86,13 +86,13 @@ impl Registry {
     /// # Errors
     /// A report of everything that is wrong, if there is at least one error.
     pub fn load(sources: &Sources) -> Result<Self, Report> {
-        let read: Vec<Result<Option<Raw>, Problem>> =
+        let read: Vec<Result<Option<Raw>, Box<Problem>>> =
             sources.layers.iter().map(|layer| layer.read(&sources.folders)).collect();
         Self::from_raw(read, sources)
     }
 
     pub(crate) fn from_raw(
-        read: Vec<Result<Option<Raw>, Problem>>,
+        read: Vec<Result<Option<Raw>, Box<Problem>>>,
         sources: &Sources,
     ) -> Result<Self, Report> {
         let mut report = Report::default();
@@ -100,7 +100,7 @@ impl Registry {
         for layer in read {
             match layer {
                 Ok(raw) => raws.extend(raw),
-                Err(problem) => report.push(problem),
+                Err(problem) => report.push(*problem),
             }
         }
         let layers: Vec<Layer<'_>> = raws.iter().map(|raw| Layer::read(raw, &mut report)).collect();
@@ -144,7 +144,7 @@ impl Registry {
         }
         for merged in catalogue.models {
             let roots = &layers[merged.files_from].raw.roots;
-            let spec = to_spec(&merged.entry, &registry.defaults.sampling, roots, &resolve);
+            let spec = to_spec(&merged.entry, &registry.defaults.sampling, roots, resolve);
             let id = merged.entry.id.as_str();
             registry.index.insert(id.into(), registry.models.len());
             registry.models.push(RegisteredModel {

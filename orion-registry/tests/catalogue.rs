@@ -100,7 +100,7 @@ fn prefixes_become_a_template_that_renders_them() {
     let messages =
         [turn("system", "S"), turn("user", " {{ x }} "), turn("assistant", "A"), turn("user", "é\n")];
     let render = |go_on: bool| {
-        let context = minijinja::context! { messages, add_generation_prompt => go_on };
+        let context = minijinja::context! { messages => &messages, add_generation_prompt => go_on };
         minijinja::Environment::new().render_str(&template, context).unwrap()
     };
     let turns = "<s>\nS</t>\n<u>\"'{{ {{ x }} </t>\n<a>\nA</t>\n<u>\"'{{é\n</t>\n";

@@ -1,4 +1,5 @@
 //! An output that can be read back.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -8,10 +9,10 @@ use orion_logging::{Format, LogHandle, LoggingBuilder};
 use tracing_subscriber::layer::SubscriberExt;
 
 #[derive(Clone, Default)]
-pub struct Sink(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Sink(Arc<Mutex<Vec<u8>>>);
 
 impl Sink {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }
@@ -26,10 +27,10 @@ impl Write for Sink {
     }
 }
 
-pub const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Runs `work` with a JSON and a pretty output and gives handle and both texts.
-pub fn logged(builder: LoggingBuilder, work: impl FnOnce(&LogHandle)) -> (LogHandle, String, String) {
+pub(crate) fn logged(builder: LoggingBuilder, work: impl FnOnce(&LogHandle)) -> (LogHandle, String, String) {
     let (json, pretty) = (Sink::default(), Sink::default());
     let builder = builder.quiet().writer(json.clone(), Format::Json).writer(pretty.clone(), Format::Pretty);
     let (layer, handle) = builder.layer().unwrap();
@@ -38,6 +39,6 @@ pub fn logged(builder: LoggingBuilder, work: impl FnOnce(&LogHandle)) -> (LogHan
     (handle, json.text(), pretty.text())
 }
 
-pub fn values(lines: &str) -> Vec<serde_json::Value> {
+pub(crate) fn values(lines: &str) -> Vec<serde_json::Value> {
     lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
