@@ -77,6 +77,6 @@ format: ## Format the code
 doc: ## Build the documentation, warnings refused
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps
 
-deny: ## Check licences, sources and duplicates of the dependencies
+deny: ## Check licences and sources of the dependencies, and that none is banned
 	@$(CARGO) deny --version >/dev/null 2>&1 || scripts/install-deny.sh
-	$(CARGO) deny --workspace check bans licenses sources
+	$(CARGO) deny --log-level error --workspace check bans licenses sources

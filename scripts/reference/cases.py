@@ -41,24 +41,24 @@ def mistral(**o):
 
 def qwen2(**o):
     o.setdefault("hidden_act", "silu")
-    return base("qwen2", "Qwen2ForCausalLM", **{"rms_norm_eps": 1e-6, **o})
+    return base("qwen2", "Qwen2ForCausalLM", **{"rms_norm_eps": 1e-3, **o})
 
 
 def qwen3(**o):
     o.setdefault("hidden_act", "silu")
-    return base("qwen3", "Qwen3ForCausalLM", **{"rms_norm_eps": 1e-6, "head_dim": 32, "attention_bias": False, **o})
+    return base("qwen3", "Qwen3ForCausalLM", **{"rms_norm_eps": 1e-3, "head_dim": 32, "attention_bias": False, **o})
 
 
 def gemma2(**o):
     return base("gemma2", "Gemma2ForCausalLM", **{
-        "rms_norm_eps": 1e-6, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-3, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
         "num_hidden_layers": 3, "sliding_window": 8, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 4.0,
         "final_logit_softcapping": 6.0, "attention_bias": False, **o})
 
 
 def gemma3(**o):
     return base("gemma3_text", "Gemma3ForCausalLM", **{
-        "rms_norm_eps": 1e-6, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-3, "head_dim": 32, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True,
         "num_hidden_layers": 3, "sliding_window": 8, "query_pre_attn_scalar": 32, "attention_bias": False,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **o})
 
@@ -126,13 +126,13 @@ def cases():
     c = llama(rope_parameters={"rope_theta": 10000.0, "rope_type": "linear", "factor": 3.0})
     case("llama-rope-linear", c, old=old(c, rope_scaling={"type": "linear", "factor": 3.0}), gguf=True)
     c = llama(rope_parameters={"rope_theta": 10000.0, "rope_type": "yarn", "factor": 4.0,
-                               "original_max_position_embeddings": 16}, max_position_embeddings=64)
+                               "original_max_position_embeddings": 512}, max_position_embeddings=2048)
     case("llama-rope-yarn", c, old=old(c), gguf=True, length=32)
     case("llama-rope-yarn-options", llama(rope_parameters={
-        "rope_theta": 500.0, "rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 20, "beta_fast": 8.0,
-        "beta_slow": 0.5, "attention_factor": 1.4, "truncate": False}, max_position_embeddings=60), length=32)
+        "rope_theta": 500.0, "rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 200, "beta_fast": 8.0,
+        "beta_slow": 0.5, "attention_factor": 1.4, "truncate": False}, max_position_embeddings=600), length=32)
     case("llama-rope-yarn-mscale", llama(rope_parameters={
-        "rope_theta": 10000.0, "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16,
+        "rope_theta": 10000.0, "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512,
         "mscale": 1.2, "mscale_all_dim": 0.7}), length=32)
     # Dynamic NTK changes nothing up to max_position_embeddings; beyond it every earlier key would have to be rotated anew.
     c = llama(rope_parameters={"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}, max_position_embeddings=32)
@@ -161,9 +161,9 @@ def cases():
     case("qwen2-layer-types", qwen2(num_hidden_layers=3, use_sliding_window=True, sliding_window=8, max_window_layers=3,
                                     layer_types=["full_attention", "sliding_attention", "full_attention"],
                                     rope_parameters=theta(10000.0)), length=32)
-    c = qwen2(max_position_embeddings=64, rope_parameters={
-        "rope_theta": 1000000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16})
-    case("qwen2-yarn", c, old=old(c, rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
+    c = qwen2(max_position_embeddings=2048, rope_parameters={
+        "rope_theta": 1000000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512})
+    case("qwen2-yarn", c, old=old(c, rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}),
          gguf=True, length=32)
     case("qwen2-bf16", qwen2(dtype="bfloat16", rope_parameters=theta(10000.0)), dtype="BF16", gguf=True)
 
@@ -176,7 +176,7 @@ def cases():
               rope_parameters=theta(10000.0))
     case("qwen3-window", c, old=old(c), length=32)
     c = qwen3(rope_parameters={"rope_theta": 1000000.0, "rope_type": "yarn", "factor": 4.0,
-                               "original_max_position_embeddings": 16}, max_position_embeddings=64)
+                               "original_max_position_embeddings": 512}, max_position_embeddings=2048)
     case("qwen3-yarn", c, old=old(c), gguf=True, length=32)
 
     # gemma2: norms before and after, two soft-caps, every other layer windowed, embeddings scaled
@@ -207,7 +207,9 @@ def cases():
     case("gemma3-pattern-6", c, gguf=True, length=32, old=old(
         {**c, "rope_parameters": {}}, rope_theta=1000000.0, rope_local_base_freq=10000.0, sliding_window_pattern=6))
     case("gemma3-scalar", gemma3(query_pre_attn_scalar=9, rope_parameters=nested), length=32)
-    case("gemma3-caps", gemma3(attn_logit_softcapping=3.0, final_logit_softcapping=5.0, rope_parameters=nested), length=32)
+    # transformers reads gemma3's attn_logit_softcapping and does not apply it; no published model sets it.
+    case("gemma3-final-cap", gemma3(attn_logit_softcapping=None, final_logit_softcapping=5.0, rope_parameters=nested),
+         length=32)
     case("gemma3-defaults", gemma3(rope_parameters=DROP, rms_norm_eps=DROP, max_position_embeddings=DROP,
                                    tie_word_embeddings=DROP, layer_types=DROP, hidden_activation=DROP, dtype=DROP,
                                    query_pre_attn_scalar=DROP, num_hidden_layers=7, hidden_size=32, num_attention_heads=2,
