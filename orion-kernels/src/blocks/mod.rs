@@ -46,8 +46,13 @@ pub fn quantize(
 ) -> Result<()> {
     let start = out.len();
     let bytes = encoded_bytes(ty, x.len(), n_per_row)?;
-    if let Some(at) = first_not_finite(x) {
+    if let Some(at) = first_beyond(x, f32::MAX) {
         return Err(Error::invalid(format!("element {at} is {}", x[at])));
+    }
+    if ty.is_quantised()
+        && let Some(at) = first_beyond(x, UNREACHABLE)
+    {
+        return Err(Error::invalid(format!("element {at} is {}, too large for {ty}", x[at])));
     }
     if let Some(imatrix) = imatrix {
         if imatrix.len() != n_per_row {
@@ -86,12 +91,15 @@ fn encoded_bytes(ty: TensorType, elements: usize, n_per_row: usize) -> Result<us
     Ok(elements / ty.block_len() * ty.block_bytes())
 }
 
-/// The position of the first infinity or NaN.
-fn first_not_finite(x: &[f32]) -> Option<usize> {
-    // The chunk is scanned without an early exit, which vectorises.
-    let bad = |chunk: &[f32]| chunk.iter().fold(false, |bad, x| bad | !x.is_finite());
-    let chunk = x.chunks(1024).position(bad)?;
-    x[chunk * 1024..].iter().position(|x| !x.is_finite()).map(|at| chunk * 1024 + at)
+/// Beyond every type's range (Q6_K reaches 65504 * 128 * 32), and small enough that no search overflows on its way there.
+const UNREACHABLE: f32 = (1u32 << 29) as f32;
+
+/// The position of the first NaN or magnitude above `limit`.
+fn first_beyond(x: &[f32], limit: f32) -> Option<usize> {
+    // The order of magnitudes is that of their bits, NaN last. Without an early exit the scan of a chunk vectorises.
+    let beyond = |x: &f32| x.abs().to_bits() > limit.to_bits();
+    let chunk = x.chunks(1024).position(|chunk| chunk.iter().fold(false, |found, x| found | beyond(x)))?;
+    x[chunk * 1024..].iter().position(beyond).map(|at| chunk * 1024 + at)
 }
 
 /// The first block with an infinite or NaN scale.
