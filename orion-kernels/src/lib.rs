@@ -14,16 +14,12 @@ mod pool;
 mod simd;
 mod tiles;
 
-<<<<<<< HEAD
 pub use aligned::AlignedBuf;
 pub use attention::PAGE_TOKENS;
-pub use blocks::dequantize;
+pub use blocks::{dequantize, quantize};
 pub use decoder::{Block, DecoderShape, Embedding, Head, KvStore, Norm, Projection, Rope, Stages, Workspace};
 pub use isa::{Avx2, Isa};
 pub use linear::{LinearScratch, linear};
 pub use math::{Activation, activate_rows, layer_norm, rms_norm, soft_cap, top_k};
 pub use pool::{ComputePool, Region};
 pub use tiles::{PackedMatrix, Panel, TILE_ROWS};
-=======
-pub use blocks::{dequantize, quantize};
->>>>>>> blocks

@@ -3,7 +3,7 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::isa::Avx2;
+use crate::isa::Avx2;
 
 /// Rounds to the nearest integer, half to even, by the addition that leaves the integer in the low bits.
 ///

@@ -9,23 +9,23 @@
 mod decode;
 mod encode;
 mod half_bits;
-mod isa;
 mod lanes;
 mod search;
 
 use orion_core::{Error, Result, TensorType};
 
-use isa::Isa;
+use crate::isa::Isa;
 
 /// Decodes consecutive blocks of type `ty`.
 ///
 /// Bit-identical to ggml's `dequantize_row_*` for every input, infinite and NaN scales included, but for the payload of a NaN.
 ///
 /// # Errors
-/// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if `bytes` is not exactly what `out.len()` elements take.
+/// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if `bytes` is not exactly what `out.len()` elements take. The
+/// error of [`Isa::active`] if the instruction set that was asked for is not there.
 pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     check_lengths(ty, bytes.len(), out.len())?;
-    decode::decode(Isa::best(), ty, bytes, out);
+    decode::decode(Isa::active()?, ty, bytes, out);
     Ok(())
 }
 
@@ -36,7 +36,8 @@ pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 ///
 /// # Errors
 /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if the lengths do not fit each other or the type's blocks, if a
-/// number is infinite or NaN or too large for the type's scales, or if an importance is negative, infinite or NaN. `out` is then as before.
+/// number is infinite or NaN or too large for the type's scales, or if an importance is negative, infinite or NaN. The error of
+/// [`Isa::active`] if the instruction set that was asked for is not there. In all cases `out` is as before.
 pub fn quantize(
     ty: TensorType,
     x: &[f32],
@@ -62,8 +63,9 @@ pub fn quantize(
             return Err(Error::invalid(format!("the importance of column {at} is {}", imatrix[at])));
         }
     }
+    let isa = Isa::active()?;
     out.resize(start + bytes, 0);
-    encode::encode(Isa::best(), ty, encode::Rows { x, n_per_row, imatrix }, &mut out[start..]);
+    encode::encode(isa, ty, encode::Rows { x, n_per_row, imatrix }, &mut out[start..]);
     if let Some(block) = first_overflow(ty, &out[start..]) {
         out.truncate(start);
         let from = block * ty.block_len();

@@ -7,7 +7,7 @@ mod weights;
 
 use orion_core::TensorType;
 
-use super::isa::Isa;
+use crate::isa::Isa;
 use super::lanes::{Lanes, Portable};
 
 /// Rows to encode. Lengths are checked: whole rows, whole blocks, one importance per column.
@@ -50,7 +50,7 @@ pub(super) fn encode(isa: Isa, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
-fn blocks_avx2(avx2: super::isa::Avx2, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
+fn blocks_avx2(avx2: crate::isa::Avx2, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
     blocks(avx2, ty, rows, out);
 }
 
