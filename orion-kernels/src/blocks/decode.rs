@@ -5,7 +5,7 @@
 use orion_core::TensorType;
 
 use super::half_bits::{f16_at, f16_to_f32};
-use super::isa::Isa;
+use crate::isa::Isa;
 
 /// The sixteen levels of IQ4_NL and IQ4_XS.
 pub(super) const IQ4_LEVELS: [i8; 16] =

@@ -3,7 +3,7 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::isa::Avx2;
+use crate::isa::Avx2;
 
 /// Rounds to the nearest integer, half to even, by the addition that leaves the integer in the low bits.
 ///
@@ -46,7 +46,9 @@ pub(super) trait Lanes: Copy {
     /// Whether `a == b` in every lane.
     fn all_equal(self, a: Self::F, b: Self::F) -> bool;
     /// To half precision, half to even.
-    fn to_half(self, a: Self::F) -> [u16; 8];
+    fn to_halves(self, a: Self::F) -> [u16; 8];
+    /// One number to half precision, half to even.
+    fn to_half(self, a: f32) -> u16;
 }
 
 /// Eight floats with operators.
@@ -113,10 +115,24 @@ operator!(Add add, Sub sub, Mul mul, Div div);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Portable;
 
+/// `x.map(f)`, inlined whatever the length, so that it is compiled for the caller's instruction set.
+#[inline(always)]
+pub(super) fn each<T: Copy, U: Copy + Default, const N: usize>(x: &[T; N], f: impl Fn(T) -> U) -> [U; N] {
+    let mut out = [U::default(); N];
+    for i in 0..N {
+        out[i] = f(x[i]);
+    }
+    out
+}
+
 /// Applies `f` lane by lane.
 #[inline(always)]
 fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
-    std::array::from_fn(|i| f(a[i], b[i]))
+    let mut out = [0.0; 8];
+    for i in 0..8 {
+        out[i] = f(a[i], b[i]);
+    }
+    out
 }
 
 impl Lanes for Portable {
@@ -152,31 +168,47 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn sqrt(self, a: Self::F) -> Self::F {
-        a.map(f32::sqrt)
+        each(&a, f32::sqrt)
     }
     #[inline(always)]
     fn abs(self, a: Self::F) -> Self::F {
-        a.map(f32::abs)
+        each(&a, f32::abs)
     }
     #[inline(always)]
     fn level(self, a: Self::F, low: i32, high: i32) -> Self::F {
-        a.map(|a| nearest_int(a).clamp(low, high) as f32)
+        each(&a, |a| nearest_int(a).clamp(low, high) as f32)
     }
     #[inline(always)]
     fn if_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
-        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+        let mut out = y;
+        for i in 0..8 {
+            if a[i] < b[i] {
+                out[i] = x[i];
+            }
+        }
+        out
     }
     #[inline(always)]
     fn if_equal(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
-        std::array::from_fn(|i| if a[i] == b[i] { x[i] } else { y[i] })
+        let mut out = y;
+        for i in 0..8 {
+            if a[i] == b[i] {
+                out[i] = x[i];
+            }
+        }
+        out
     }
     #[inline(always)]
     fn all_equal(self, a: Self::F, b: Self::F) -> bool {
         a == b
     }
     #[inline(always)]
-    fn to_half(self, a: Self::F) -> [u16; 8] {
-        a.map(|a| half::f16::from_f32_const(a).to_bits())
+    fn to_halves(self, a: Self::F) -> [u16; 8] {
+        each(&a, |a| self.to_half(a))
+    }
+    #[inline(always)]
+    fn to_half(self, a: f32) -> u16 {
+        half::f16::from_f32_const(a).to_bits()
     }
 }
 
@@ -264,7 +296,14 @@ mod x86 {
             avx2!(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b)) == 0xff)
         }
         #[inline(always)]
-        fn to_half(self, a: __m256) -> [u16; 8] {
+        fn to_half(self, a: f32) -> u16 {
+            avx2!({
+                let halves = _mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(a));
+                _mm_extract_epi16::<0>(halves) as u16
+            })
+        }
+        #[inline(always)]
+        fn to_halves(self, a: __m256) -> [u16; 8] {
             let mut out = [0u16; 8];
             avx2!({
                 let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a);

@@ -9,23 +9,23 @@
 mod decode;
 mod encode;
 mod half_bits;
-mod isa;
 mod lanes;
 mod search;
 
 use orion_core::{Error, Result, TensorType};
 
-use isa::Isa;
+use crate::isa::Isa;
 
 /// Decodes consecutive blocks of type `ty`.
 ///
 /// Bit-identical to ggml's `dequantize_row_*` for every input, infinite and NaN scales included, but for the payload of a NaN.
 ///
 /// # Errors
-/// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if `bytes` is not exactly what `out.len()` elements take.
+/// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if `bytes` is not exactly what `out.len()` elements take. The
+/// error of [`Isa::active`] if the instruction set that was asked for is not there.
 pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     check_lengths(ty, bytes.len(), out.len())?;
-    decode::decode(Isa::best(), ty, bytes, out);
+    decode::decode(Isa::active()?, ty, bytes, out);
     Ok(())
 }
 
@@ -36,7 +36,8 @@ pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 ///
 /// # Errors
 /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if the lengths do not fit each other or the type's blocks, if a
-/// number is infinite or NaN or too large for the type's scales, or if an importance is negative, infinite or NaN. `out` is then as before.
+/// number is infinite or NaN or too large for the type's scales, or if an importance is negative, infinite or NaN. The error of
+/// [`Isa::active`] if the instruction set that was asked for is not there. In all cases `out` is as before.
 pub fn quantize(
     ty: TensorType,
     x: &[f32],
@@ -46,8 +47,13 @@ pub fn quantize(
 ) -> Result<()> {
     let start = out.len();
     let bytes = encoded_bytes(ty, x.len(), n_per_row)?;
-    if let Some(at) = first_not_finite(x) {
+    if let Some(at) = first_beyond(x, f32::MAX) {
         return Err(Error::invalid(format!("element {at} is {}", x[at])));
+    }
+    if ty.is_quantised()
+        && let Some(at) = first_beyond(x, UNREACHABLE)
+    {
+        return Err(Error::invalid(format!("element {at} is {}, too large for {ty}", x[at])));
     }
     if let Some(imatrix) = imatrix {
         if imatrix.len() != n_per_row {
@@ -57,8 +63,9 @@ pub fn quantize(
             return Err(Error::invalid(format!("the importance of column {at} is {}", imatrix[at])));
         }
     }
+    let isa = Isa::active()?;
     out.resize(start + bytes, 0);
-    encode::encode(Isa::best(), ty, encode::Rows { x, n_per_row, imatrix }, &mut out[start..]);
+    encode::encode(isa, ty, encode::Rows { x, n_per_row, imatrix }, &mut out[start..]);
     if let Some(block) = first_overflow(ty, &out[start..]) {
         out.truncate(start);
         let from = block * ty.block_len();
@@ -86,12 +93,15 @@ fn encoded_bytes(ty: TensorType, elements: usize, n_per_row: usize) -> Result<us
     Ok(elements / ty.block_len() * ty.block_bytes())
 }
 
-/// The position of the first infinity or NaN.
-fn first_not_finite(x: &[f32]) -> Option<usize> {
-    // The chunk is scanned without an early exit, which vectorises.
-    let bad = |chunk: &[f32]| chunk.iter().fold(false, |bad, x| bad | !x.is_finite());
-    let chunk = x.chunks(1024).position(bad)?;
-    x[chunk * 1024..].iter().position(|x| !x.is_finite()).map(|at| chunk * 1024 + at)
+/// Beyond every type's range (Q6_K reaches 65504 * 128 * 32), and small enough that no search overflows on its way there.
+const UNREACHABLE: f32 = (1u32 << 29) as f32;
+
+/// The position of the first NaN or magnitude above `limit`.
+fn first_beyond(x: &[f32], limit: f32) -> Option<usize> {
+    // The order of magnitudes is that of their bits, NaN last. Without an early exit the scan of a chunk vectorises.
+    let beyond = |x: &f32| x.abs().to_bits() > limit.to_bits();
+    let chunk = x.chunks(1024).position(|chunk| chunk.iter().fold(false, |found, x| found | beyond(x)))?;
+    x[chunk * 1024..].iter().position(beyond).map(|at| chunk * 1024 + at)
 }
 
 /// The first block with an infinite or NaN scale.

@@ -5,7 +5,7 @@
 //! Element `i` of lane `j` stands at `[i][j]`.
 
 use super::decode::IQ4_LEVELS;
-use super::lanes::{Lanes, V, nearest_int};
+use super::lanes::{Lanes, V, each, nearest_int};
 
 /// Elements of eight sub-blocks of `N`.
 pub(super) type Group<const N: usize> = [[f32; 8]; N];
@@ -177,7 +177,7 @@ pub(super) fn affine<S: Lanes, const N: usize>(
     // A constant sub-block has no scale, only a minimum.
     Affine {
         scale: high.if_equal(low, zero, scale).store(),
-        min: high.if_equal(low, low, min).store().map(|min| -min),
+        min: each(&high.if_equal(low, low, min).store(), |min| -min),
         from: high.if_equal(low, zero, from).store(),
         inverse: high.if_equal(low, zero, inverse).store(),
         top,
@@ -251,7 +251,7 @@ pub(super) fn symmetric<S: Lanes, const N: usize>(
     Symmetric {
         scale: magnitude.if_less(limit, zero, scale).store(),
         inverse: inverse.store(),
-        zero: magnitude.store().map(|magnitude| magnitude < ZERO),
+        zero: each(&magnitude.store(), |magnitude| magnitude < ZERO),
         half,
     }
 }
@@ -343,21 +343,34 @@ pub(super) fn iq4_index(x: f32) -> u8 {
 /// The nearest of [`IQ4_LEVELS`] in each lane, by a tree of comparisons.
 #[inline(always)]
 fn iq4_nearest<S: Lanes>(s: S, x: V<S>) -> V<S> {
-    let mut low = IQ4_LEVELS.map(|level| V::splat(s, f32::from(level)));
-    let mut bounds = IQ4_BOUNDS.map(|bound| V::splat(s, bound));
-    // Each comparison with the middle bound leaves one half of the levels and of the bounds.
-    let mut half = 8;
-    while half > 1 {
-        let middle = bounds[half - 1];
-        for k in 0..half {
-            low[k] = x.if_less(middle, low[k], low[k + half]);
-        }
-        for k in 0..half - 1 {
-            bounds[k] = x.if_less(middle, bounds[k], bounds[k + half]);
-        }
-        half /= 2;
+    let (mut levels, mut bounds) = ([V::splat(s, 0.0); 16], [V::splat(s, 0.0); 15]);
+    for k in 0..16 {
+        levels[k] = V::splat(s, f32::from(IQ4_LEVELS[k]));
     }
-    x.if_less(bounds[0], low[0], low[1])
+    for k in 0..15 {
+        bounds[k] = V::splat(s, IQ4_BOUNDS[k]);
+    }
+    let middle = bounds[7];
+    let (levels, bounds): ([V<S>; 8], [V<S>; 7]) = (halve(x, middle, &levels), halve(x, middle, &bounds));
+    let middle = bounds[3];
+    let (levels, bounds): ([V<S>; 4], [V<S>; 3]) = (halve(x, middle, &levels), halve(x, middle, &bounds));
+    let middle = bounds[1];
+    let (levels, bounds): ([V<S>; 2], [V<S>; 1]) = (halve(x, middle, &levels), halve(x, middle, &bounds));
+    x.if_less(bounds[0], levels[0], levels[1])
+}
+
+/// The lower or the upper `TO` of `from`, as `x` lies below `middle` or not.
+#[inline(always)]
+fn halve<S: Lanes, const FROM: usize, const TO: usize>(
+    x: V<S>,
+    middle: V<S>,
+    from: &[V<S>; FROM],
+) -> [V<S>; TO] {
+    let mut half = [x; TO];
+    for k in 0..TO {
+        half[k] = x.if_less(middle, from[k], from[k + FROM - TO]);
+    }
+    half
 }
 
 /// Scales of eight sub-blocks on the levels of IQ4; zero where the sub-block is.
@@ -388,18 +401,12 @@ pub(super) fn positive<const N: usize>(x: &[f32; N], weights: &[f32; N], top: i3
     if largest < ZERO {
         return (0.0, [0; N]);
     }
-    let error = |inverse: f32, level: &dyn Fn(f32) -> f32| {
-        let scale = 1.0 / inverse;
-        x.iter().zip(weights).fold(0.0, |sum, (&x, &w)| {
-            let difference = x - scale * level(inverse * x);
-            sum + w * difference * difference
-        })
-    };
     let mut inverse = top as f32 / largest;
-    let mut best = error(inverse, &|x| f32::from(nearest_int(x) as u8));
+    // The reference stores the first levels in bytes and does not limit them.
+    let mut best = level_error(x, weights, inverse, |level| i32::from(level as u8));
     for trial in (-4..=4i8).filter(|&trial| trial != 0) {
         let candidate = (0.1 * f32::from(trial) + top as f32) / largest;
-        let this = error(candidate, &|x| nearest_int(x).min(top) as f32);
+        let this = level_error(x, weights, candidate, |level| level.min(top));
         if this < best {
             (best, inverse) = (this, candidate);
         }
@@ -437,4 +444,16 @@ pub(super) fn positive<const N: usize>(x: &[f32; N], weights: &[f32; N], top: i3
         }
     }
     (if sum_ll > 0.0 { sum_xl / sum_ll } else { 0.0 }, levels)
+}
+
+/// The weighted squared error of the levels that `inverse` gives.
+#[inline(always)]
+fn level_error<const N: usize>(x: &[f32; N], weights: &[f32; N], inverse: f32, limit: impl Fn(i32) -> i32) -> f32 {
+    let scale = 1.0 / inverse;
+    let mut sum = 0.0;
+    for (&x, &w) in x.iter().zip(weights) {
+        let difference = x - scale * limit(nearest_int(inverse * x)) as f32;
+        sum += w * difference * difference;
+    }
+    sum
 }

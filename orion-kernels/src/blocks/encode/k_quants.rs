@@ -2,11 +2,10 @@
 
 use super::super::decode::{k4_scale_min, two_bit_place};
 use super::super::half_bits::f16_to_f32;
-use super::super::lanes::{Lanes, nearest_int};
+use super::super::lanes::{Lanes, each, nearest_int};
 use super::super::search::{
     Affine, Group, Symmetric, Trials, ZERO, affine, descend, positive, symmetric, symmetric_level, transpose,
 };
-use super::half_bits;
 use super::weights::{lane_sums, magnitudes, offset_magnitudes, squares, sum_of_squares, weights};
 
 type Super = [f32; 256];
@@ -45,7 +44,7 @@ pub(super) fn q2_k<S: Lanes>(s: S, x: &Super, im: Option<&Super>, out: &mut [u8;
             (dmin, min_levels) = positive(&mins, &totals, 15);
         }
     }
-    let (d, dmin) = (half_bits(d), half_bits(dmin));
+    let (d, dmin) = (s.to_half(d), s.to_half(dmin));
     out[80..82].copy_from_slice(&d.to_le_bytes());
     out[82..84].copy_from_slice(&dmin.to_le_bytes());
 
@@ -74,8 +73,8 @@ pub(super) fn q3_k<S: Lanes>(s: S, x: &Super, im: Option<&Super>, out: &mut [u8;
             let (scales, levels) = descend(s, &groups);
             let largest = largest_magnitude(&scales);
             let inverse = -32.0 / largest;
-            d = if largest == 0.0 { 0 } else { half_bits(1.0 / inverse) };
-            scale_levels = scales.map(|scale| {
+            d = if largest == 0.0 { 0 } else { s.to_half(1.0 / inverse) };
+            scale_levels = each(&scales, |scale| {
                 if largest == 0.0 {
                     0
                 } else {
@@ -92,10 +91,10 @@ pub(super) fn q3_k<S: Lanes>(s: S, x: &Super, im: Option<&Super>, out: &mut [u8;
             let totals = both(&lane_sums(s, &weighted[0]), &lane_sums(s, &weighted[1]));
             let scales = both(&fits[0].scale, &fits[1].scale);
             // The scales of one super-block fill one lane; the others are zero.
-            let lane = |x: &[f32; 16]| x.map(|x| [x, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+            let lane = |x: &[f32; 16]| each(x, |x| [x, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
             let outer = symmetric(s, &lane(&scales), &lane(&totals), 32);
-            d = half_bits(outer.scale[0]);
-            scale_levels = scales.map(|scale| outer.level(0, scale));
+            d = s.to_half(outer.scale[0]);
+            scale_levels = each(&scales, |scale| outer.level(0, scale));
             found = searched(x, &fits);
         }
     }
@@ -167,7 +166,7 @@ fn k4<S: Lanes>(s: S, x: &Super, im: Option<&Super>, top: i32, trials: Trials) -
             (dmin, min_levels) = positive(&fit.min, &totals, 63);
         }
     }
-    let (d, dmin) = (half_bits(d), half_bits(dmin));
+    let (d, dmin) = (s.to_half(d), s.to_half(dmin));
     let (mut head, mut levels) = ([0; 16], [0; 256]);
     head[..2].copy_from_slice(&d.to_le_bytes());
     head[2..4].copy_from_slice(&dmin.to_le_bytes());
@@ -210,7 +209,7 @@ pub(super) fn q6_k<S: Lanes>(s: S, x: &Super, im: Option<&Super>, out: &mut [u8;
         return;
     }
     let inverse = -128.0 / largest;
-    let d = half_bits(1.0 / inverse);
+    let d = s.to_half(1.0 / inverse);
     out[208..].copy_from_slice(&d.to_le_bytes());
     let found = searched(x, &fits);
     for (sub, x) in x.as_chunks::<16>().0.iter().enumerate() {
@@ -247,9 +246,9 @@ fn affine_levels<const N: usize>(
     lane: usize,
 ) -> [u8; N] {
     if scale == 0.0 {
-        x.map(|x| fit.level(lane, x))
+        each(x, |x| fit.level(lane, x))
     } else {
-        x.map(|x| nearest_int((x + min) / scale).clamp(0, top) as u8)
+        each(x, |x| nearest_int((x + min) / scale).clamp(0, top) as u8)
     }
 }
 
@@ -260,7 +259,7 @@ fn symmetric_levels(x: &[f32; 16], scale: f32, half: i32, found: &[u8]) -> [u8; 
     if scale == 0.0 {
         levels.copy_from_slice(&found[..16]);
     } else {
-        levels = x.map(|x| symmetric_level(x / scale, half));
+        levels = each(x, |x| symmetric_level(x / scale, half));
     }
     levels
 }
@@ -268,7 +267,11 @@ fn symmetric_levels(x: &[f32; 16], scale: f32, half: i32, found: &[u8]) -> [u8; 
 /// The levels of the search.
 #[inline(always)]
 fn searched(x: &Super, fits: &[Symmetric; 2]) -> [u8; 256] {
-    std::array::from_fn(|i| fits[i / 128].level(i % 128 / 16, x[i]))
+    let mut levels = [0; 256];
+    for (i, level) in levels.iter_mut().enumerate() {
+        *level = fits[i / 128].level(i % 128 / 16, x[i]);
+    }
+    levels
 }
 
 /// Levels relative to the largest of `x`, and the step between them.
@@ -276,7 +279,7 @@ fn searched(x: &Super, fits: &[Symmetric; 2]) -> [u8; 256] {
 fn by_largest<const N: usize>(x: &[f32; N], top: f32) -> (f32, [u8; N]) {
     let largest = x.iter().fold(0.0, |largest: f32, &x| if x > largest { x } else { largest });
     let inverse = if largest > 0.0 { top / largest } else { 0.0 };
-    (largest / top, x.map(|x| nearest_int(inverse * x) as u8))
+    (largest / top, each(x, |x| nearest_int(inverse * x) as u8))
 }
 
 /// The element of largest magnitude, the first if there are several.
@@ -287,5 +290,8 @@ fn largest_magnitude(x: &[f32; 16]) -> f32 {
 
 #[inline(always)]
 fn both(a: &[f32; 8], b: &[f32; 8]) -> [f32; 16] {
-    std::array::from_fn(|i| if i < 8 { a[i] } else { b[i - 8] })
+    let mut both = [0.0; 16];
+    both[..8].copy_from_slice(a);
+    both[8..].copy_from_slice(b);
+    both
 }

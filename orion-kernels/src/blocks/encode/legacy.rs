@@ -1,65 +1,49 @@
 //! Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: blocks of 32 with one or two half-precision numbers.
 
-use super::super::lanes::Lanes;
+use super::super::lanes::{Lanes, each};
 use super::super::search::{Trials, affine, symmetric, transpose};
 use super::weights::{sum_of_squares, weights};
-use super::{Rows, half_bits, pack_nibbles};
+use super::{Rows, pack_nibbles};
 
 type Block = [f32; 32];
 
 /// `d`, then nibbles.
 #[inline(always)]
 pub(super) fn q4_0<S: Lanes>(s: S, rows: Rows<'_>, out: &mut [u8]) {
-    symmetric_rows(s, rows, out, 8, |d, levels, out: &mut [u8; 18]| {
-        out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
-        pack_nibbles(levels, &mut out[2..]);
-    });
+    symmetric_rows::<S, 18>(s, rows, out, 8);
 }
 
 /// `d`, fifth bits, nibbles.
 #[inline(always)]
 pub(super) fn q5_0<S: Lanes>(s: S, rows: Rows<'_>, out: &mut [u8]) {
-    symmetric_rows(s, rows, out, 16, |d, levels, out: &mut [u8; 22]| {
-        out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
-        out[2..6].copy_from_slice(&fifth_bits(levels).to_le_bytes());
-        pack_nibbles(levels, &mut out[6..]);
-    });
+    symmetric_rows::<S, 22>(s, rows, out, 16);
 }
 
 /// `d`, `m`, nibbles.
 #[inline(always)]
 pub(super) fn q4_1<S: Lanes>(s: S, rows: Rows<'_>, out: &mut [u8]) {
-    affine_rows(s, rows, out, 15, |d, m, levels, out: &mut [u8; 20]| {
-        out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
-        out[2..4].copy_from_slice(&half_bits(m).to_le_bytes());
-        pack_nibbles(levels, &mut out[4..]);
-    });
+    affine_rows::<S, 20>(s, rows, out, 15);
 }
 
 /// `d`, `m`, fifth bits, nibbles.
 #[inline(always)]
 pub(super) fn q5_1<S: Lanes>(s: S, rows: Rows<'_>, out: &mut [u8]) {
-    affine_rows(s, rows, out, 31, |d, m, levels, out: &mut [u8; 24]| {
-        out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
-        out[2..4].copy_from_slice(&half_bits(m).to_le_bytes());
-        out[4..8].copy_from_slice(&fifth_bits(levels).to_le_bytes());
-        pack_nibbles(levels, &mut out[8..]);
-    });
+    affine_rows::<S, 24>(s, rows, out, 31);
 }
 
 /// `d`, signed bytes; rounded half away from zero.
 #[inline(always)]
-pub(super) fn q8_0(rows: Rows<'_>, out: &mut [u8]) {
+pub(super) fn q8_0<S: Lanes>(s: S, rows: Rows<'_>, out: &mut [u8]) {
     for (x, _, out) in rows.blocks(out) {
-        q8_0_block(x, out);
+        q8_0_block(s, x, out);
     }
 }
 
 #[inline(always)]
-fn q8_0_block(x: &Block, out: &mut [u8; 34]) {
+fn q8_0_block<S: Lanes>(s: S, x: &Block, out: &mut [u8; 34]) {
     let d = f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0)) / 127.0;
     let (inverse, _) = inverse_of(d, 0.0);
-    out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
+    out[..2].copy_from_slice(&s.to_half(d).to_le_bytes());
     for (out, x) in out[2..].iter_mut().zip(x) {
         *out = (x * inverse).round() as i8 as u8;
     }
@@ -67,23 +51,17 @@ fn q8_0_block(x: &Block, out: &mut [u8; 34]) {
 
 /// Blocks of `2 * half` levels around zero: the scale from the largest element or, with importances, searched for.
 #[inline(always)]
-fn symmetric_rows<S: Lanes, const BYTES: usize>(
-    s: S,
-    rows: Rows<'_>,
-    out: &mut [u8],
-    half: i32,
-    write: impl Fn(f32, &[u8; 32], &mut [u8; BYTES]),
-) {
+fn symmetric_rows<S: Lanes, const BYTES: usize>(s: S, rows: Rows<'_>, out: &mut [u8], half: i32) {
     if let Some(imatrix) = rows.imatrix {
         for (row, out) in
             rows.x.chunks_exact(rows.n_per_row).zip(out.chunks_exact_mut(rows.n_per_row / 32 * BYTES))
         {
             let mean_square = sum_of_squares(row) / rows.n_per_row as f32;
-            for (blocks, im, out) in eights(row, imatrix, out) {
+            for (blocks, im, out) in eights::<BYTES>(row, imatrix, out) {
                 let x = transpose::<32>(blocks.as_flattened());
                 let fit = symmetric(s, &x, &weights(s, &x, &transpose(im), mean_square), half);
                 for (j, (block, out)) in blocks.iter().zip(out).enumerate() {
-                    write(fit.scale[j], &block.map(|x| fit.level(j, x)), out);
+                    write(out, &[s.to_half(fit.scale[j])], &each(block, |x| fit.level(j, x)));
                 }
             }
         }
@@ -93,31 +71,26 @@ fn symmetric_rows<S: Lanes, const BYTES: usize>(
         let d = extreme(x) / -half as f32;
         let (inverse, centre) = inverse_of(d, half as f32 + 0.5);
         let top = 2 * half as u8 - 1;
-        write(d, &x.map(|x| ((x * inverse + centre) as u8).min(top)), out);
+        write(out, &[s.to_half(d)], &each(x, |x| ((x * inverse + centre) as u8).min(top)));
     }
 }
 
 /// Blocks of levels `0..=top` above a minimum: from the extremes or, with importances, searched for.
 #[inline(always)]
-fn affine_rows<S: Lanes, const BYTES: usize>(
-    s: S,
-    rows: Rows<'_>,
-    out: &mut [u8],
-    top: u8,
-    write: impl Fn(f32, f32, &[u8; 32], &mut [u8; BYTES]),
-) {
+fn affine_rows<S: Lanes, const BYTES: usize>(s: S, rows: Rows<'_>, out: &mut [u8], top: u8) {
     const TRIALS: Trials = Trials { first: -0.9, step: 0.05, last: 36, absolute: false };
     if let Some(imatrix) = rows.imatrix {
         for (row, out) in
             rows.x.chunks_exact(rows.n_per_row).zip(out.chunks_exact_mut(rows.n_per_row / 32 * BYTES))
         {
             let mean_square = sum_of_squares(row) / rows.n_per_row as f32;
-            for (blocks, im, out) in eights(row, imatrix, out) {
+            for (blocks, im, out) in eights::<BYTES>(row, imatrix, out) {
                 let x = transpose::<32>(blocks.as_flattened());
                 let weights = weights(s, &x, &transpose(im), mean_square);
                 let fit = affine(s, &x, &weights, i32::from(top), TRIALS);
                 for (j, (block, out)) in blocks.iter().zip(out).enumerate() {
-                    write(fit.scale[j], -fit.min[j], &block.map(|x| fit.level(j, x)), out);
+                    let head = [s.to_half(fit.scale[j]), s.to_half(-fit.min[j])];
+                    write(out, &head, &each(block, |x| fit.level(j, x)));
                 }
             }
         }
@@ -127,8 +100,28 @@ fn affine_rows<S: Lanes, const BYTES: usize>(
         let (min, max) = extremes(x);
         let d = (max - min) / f32::from(top);
         let (inverse, centre) = inverse_of(d, 0.5);
-        write(d, min, &x.map(|x| (((x - min) * inverse + centre) as u8).min(top)), out);
+        let head = [s.to_half(d), s.to_half(min)];
+        write(out, &head, &each(x, |x| (((x - min) * inverse + centre) as u8).min(top)));
     }
+}
+
+/// The scales, the fifth bits if the block has room for them, the nibbles.
+#[inline(always)]
+fn write<const BYTES: usize, const SCALES: usize>(
+    out: &mut [u8; BYTES],
+    scales: &[u16; SCALES],
+    levels: &[u8; 32],
+) {
+    let (head, nibbles) = out.split_at_mut(BYTES - 16);
+    let (scale_bytes, fifth) = head.split_at_mut(2 * SCALES);
+    for (out, scale) in scale_bytes.as_chunks_mut().0.iter_mut().zip(scales) {
+        *out = scale.to_le_bytes();
+    }
+    if let Some(fifth) = fifth.first_chunk_mut() {
+        let bits = levels.iter().enumerate().fold(0, |bits, (j, level)| bits | u32::from(level >> 4) << j);
+        *fifth = bits.to_le_bytes();
+    }
+    pack_nibbles(levels, nibbles);
 }
 
 /// Up to eight blocks of a row at a time, with their columns' importances and their bytes.
@@ -176,15 +169,9 @@ fn extreme(x: &Block) -> f32 {
 fn extremes(x: &Block) -> (f32, f32) {
     // Flips the magnitude of negative numbers, so that integers order as floats do; its own inverse.
     let ordered = |bits: i32| bits ^ ((bits >> 31) as u32 >> 1) as i32;
-    let keys = x.map(|x| ordered(x.to_bits() as i32));
+    let keys = each(x, |x| ordered(x.to_bits() as i32));
     let float = |key: i32| f32::from_bits(ordered(key) as u32);
     let (min, max) = keys.iter().fold((i32::MAX, i32::MIN), |(min, max), &key| (min.min(key), max.max(key)));
     let (min, max) = (float(min), float(max));
     if min == 0.0 { (*x.iter().find(|&&x| x == 0.0).unwrap_or(&min), max) } else { (min, max) }
-}
-
-/// Bit 4 of each level.
-#[inline(always)]
-fn fifth_bits(levels: &[u8; 32]) -> u32 {
-    levels.iter().enumerate().fold(0, |bits, (j, level)| bits | u32::from(level >> 4) << j)
 }

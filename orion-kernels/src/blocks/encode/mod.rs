@@ -5,10 +5,9 @@ mod legacy;
 mod nonlinear;
 mod weights;
 
-use half::f16;
 use orion_core::TensorType;
 
-use super::isa::Isa;
+use crate::isa::Isa;
 use super::lanes::{Lanes, Portable};
 
 /// Rows to encode. Lengths are checked: whole rows, whole blocks, one importance per column.
@@ -51,7 +50,7 @@ pub(super) fn encode(isa: Isa, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
-fn blocks_avx2(avx2: super::isa::Avx2, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
+fn blocks_avx2(avx2: crate::isa::Avx2, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
     blocks(avx2, ty, rows, out);
 }
 
@@ -72,7 +71,7 @@ fn blocks<S: Lanes>(s: S, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
         TensorType::Q4_1 => legacy::q4_1(s, rows, out),
         TensorType::Q5_0 => legacy::q5_0(s, rows, out),
         TensorType::Q5_1 => legacy::q5_1(s, rows, out),
-        TensorType::Q8_0 => legacy::q8_0(rows, out),
+        TensorType::Q8_0 => legacy::q8_0(s, rows, out),
         TensorType::Q2K => each!(k_quants::q2_k),
         TensorType::Q3K => each!(k_quants::q3_k),
         TensorType::Q4K => each!(k_quants::q4_k),
@@ -121,18 +120,13 @@ fn halves<S: Lanes>(s: S, x: &[f32], out: &mut [u8]) {
     let (groups, rest) = x.as_chunks::<8>();
     let (out_groups, out_rest) = out.as_chunks_mut::<16>();
     for (x, out) in groups.iter().zip(out_groups) {
-        for (out, half) in out.as_chunks_mut().0.iter_mut().zip(s.to_half(s.load(x))) {
+        for (out, half) in out.as_chunks_mut().0.iter_mut().zip(s.to_halves(s.load(x))) {
             *out = half.to_le_bytes();
         }
     }
     for (x, out) in rest.iter().zip(out_rest.as_chunks_mut().0) {
-        *out = half_bits(*x).to_le_bytes();
+        *out = s.to_half(*x).to_le_bytes();
     }
-}
-
-/// To half precision, half to even.
-fn half_bits(x: f32) -> u16 {
-    f16::from_f32(x).to_bits()
 }
 
 /// Low nibbles from the first half of the levels, high ones from the second.
@@ -140,5 +134,40 @@ fn half_bits(x: f32) -> u16 {
 fn pack_nibbles(levels: &[u8; 32], out: &mut [u8]) {
     for (j, out) in out.iter_mut().enumerate() {
         *out = levels[j] & 15 | levels[j + 16] << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Numbers of any magnitude that half-precision scales can hold, zeros and subnormals among them.
+    fn number() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            8 => -2.0..2.0f32,
+            1 => Just(0.0),
+            1 => Just(-0.0),
+            1 => -1e-38..1e-38f32,
+            1 => -1e4..1e4f32,
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn every_instruction_set_gives_the_same_bytes(
+            ty in proptest::sample::select(TensorType::ALL),
+            x in proptest::collection::vec(number(), 2 * 768),
+            imatrix in proptest::option::of(proptest::collection::vec(0.0..4.0f32, 768)),
+        ) {
+            let rows = Rows { x: &x, n_per_row: 768, imatrix: imatrix.as_deref() };
+            let outs = Isa::available().into_iter().map(|isa| {
+                let mut out = vec![0; x.len() / ty.block_len() * ty.block_bytes()];
+                encode(isa, ty, rows, &mut out);
+                out
+            }).collect::<Vec<_>>();
+            prop_assert!(outs.iter().all(|out| *out == outs[0]), "{ty}");
+        }
     }
 }

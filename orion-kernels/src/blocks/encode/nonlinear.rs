@@ -1,9 +1,9 @@
 //! IQ4_NL and IQ4_XS: sixteen levels, denser around zero.
 
-use super::super::lanes::{Lanes, nearest_int};
+use super::super::lanes::{Lanes, each, nearest_int};
 use super::super::search::{iq4_index, nonlinear, transpose};
 use super::weights::{block_weights, squares, sum_of_squares, weights};
-use super::{Rows, half_bits, pack_nibbles};
+use super::{Rows, pack_nibbles};
 
 /// Blocks of 32: `d`, nibbles. The floor of the weights is the block's own.
 #[inline(always)]
@@ -25,8 +25,8 @@ pub(super) fn iq4_nl<S: Lanes>(s: S, rows: Rows<'_>, out: &mut [u8]) {
         };
         for ((d, block), out) in nonlinear(s, &x, &weights).into_iter().zip(blocks).zip(out) {
             let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-            out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
-            pack_nibbles(&block.map(|x| iq4_index(inverse * x)), &mut out[2..]);
+            out[..2].copy_from_slice(&s.to_half(d).to_le_bytes());
+            pack_nibbles(&each(block, |x| iq4_index(inverse * x)), &mut out[2..]);
         }
     }
 }
@@ -53,12 +53,12 @@ pub(super) fn iq4_xs<S: Lanes>(s: S, x: &[f32; 256], im: Option<&[f32; 256]>, ou
         let level = nearest_int(inverse * scale).clamp(-32, 31);
         let sub_scale = d * level as f32;
         let sub_inverse = if sub_scale == 0.0 { 0.0 } else { 1.0 / sub_scale };
-        pack_nibbles(&x.map(|x| iq4_index(sub_inverse * x)), &mut out[8 + 16 * sub..][..16]);
+        pack_nibbles(&each(x, |x| iq4_index(sub_inverse * x)), &mut out[8 + 16 * sub..][..16]);
         let level = (level + 32) as u16;
         high |= (level >> 4) << (2 * sub);
         low[sub / 2] |= (level as u8 & 15) << (sub % 2 * 4);
     }
-    out[..2].copy_from_slice(&half_bits(d).to_le_bytes());
+    out[..2].copy_from_slice(&s.to_half(d).to_le_bytes());
     out[2..4].copy_from_slice(&high.to_le_bytes());
     out[4..8].copy_from_slice(&low);
 }
