@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::calibrate::{fit_temperature, probabilities};
+use crate::cluster;
 use crate::data::{Example, OUT_OF_SCOPE, split_by_text};
 use crate::grams::GramOptions;
 use crate::linear::{Features, Linear, TrainOptions, log_sum_exp};
@@ -21,7 +22,7 @@ const MAX_CLASSES: usize = 10_000;
 const EMBED_BATCH: usize = 256;
 
 /// How a classification head is made from examples.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct HeadOptions {
     /// Which n-grams stand beside the embedding.
@@ -30,6 +31,20 @@ pub struct HeadOptions {
     pub train: TrainOptions,
     /// Where to abstain.
     pub abstain: AbstainAt,
+    /// A label with more examples than this is learned as several clusters of about that size, whose probabilities
+    /// are summed: what is broad is not on one side of a plane. Default 100.
+    pub cluster_size: usize,
+}
+
+impl Default for HeadOptions {
+    fn default() -> Self {
+        Self {
+            grams: GramOptions::default(),
+            train: TrainOptions::default(),
+            abstain: AbstainAt::default(),
+            cluster_size: 100,
+        }
+    }
 }
 
 /// How the score below which a head abstains is chosen, always on held-out examples.
@@ -74,6 +89,8 @@ struct About {
     format: String,
     encoder: String,
     labels: Vec<String>,
+    /// Clusters per label; the classes of the model stand in that order.
+    clusters: Vec<usize>,
     grams: GramOptions,
     temperature: f32,
     threshold: f32,
@@ -122,10 +139,10 @@ impl Head {
         Self::train_on(embedder.fingerprint(), items, &held_out, options)
     }
 
-    fn train_on(
+    fn train_on<'e>(
         encoder: String,
-        items: Vec<(&Example, Features)>,
-        held_out: &[(&Example, Features)],
+        items: Vec<(&'e Example, Features)>,
+        held_out: &[(&'e Example, Features)],
         options: &HeadOptions,
     ) -> Result<Self> {
         let mut labels: Vec<String> = items
@@ -152,22 +169,30 @@ impl Head {
         }
         let (foreign, own): (Vec<_>, Vec<_>) =
             items.into_iter().partition(|(example, _)| example.label == OUT_OF_SCOPE);
+        let clustered = Clustered::new(&own, &labels, options);
         let fit = |items: &[(&Example, Features)]| {
             let (targets, inputs): (Vec<usize>, Vec<Features>) =
-                items.iter().map(|(example, x)| (index[example.label.as_str()], x.clone())).unzip();
-            Linear::train(&inputs, &targets, labels.len(), options.grams.buckets as usize, &options.train)
+                items.iter().map(|(example, x)| (clustered.class(example), x.clone())).unzip();
+            let classes = clustered.clusters.iter().sum();
+            Linear::train(&inputs, &targets, classes, options.grams.buckets as usize, &options.train)
+        };
+        let score = |model: &Linear, items: &mut dyn Iterator<Item = &(&Example, Features)>| -> Scored {
+            let of_one = |(example, x): &(&Example, Features)| {
+                (per_label(&model.logits(x), &clustered.clusters), index.get(example.label.as_str()).copied())
+            };
+            items.map(of_one).collect()
         };
         let examples = own.len();
         let (calibrating, model) = if held_out.iter().any(|(example, _)| example.label != OUT_OF_SCOPE) {
             let model = fit(&own)?;
-            let scored = score(&model, &index, held_out.iter().chain(&foreign));
+            let scored = score(&model, &mut held_out.iter().chain(&foreign));
             (scored, model)
         } else {
             let (kept, left) = split_by_text(own.clone(), 6, |(example, _)| &example.text);
             let scored = if kept.is_empty() || left.is_empty() {
                 Vec::new()
             } else {
-                score(&fit(&kept)?, &index, left.iter().chain(&foreign).chain(held_out))
+                score(&fit(&kept)?, &mut left.iter().chain(&foreign).chain(held_out))
             };
             (scored, fit(&own)?)
         };
@@ -179,7 +204,8 @@ impl Head {
         let about = About {
             format: FORMAT.to_owned(),
             encoder,
-            labels,
+            labels: labels.clone(),
+            clusters: clustered.clusters.clone(),
             grams: options.grams.clone(),
             temperature,
             threshold,
@@ -238,7 +264,7 @@ impl Head {
     }
 
     pub(crate) fn judge(&self, x: &Features) -> Verdict {
-        let logits = self.model.logits(x);
+        let logits = per_label(&self.model.logits(x), &self.about.clusters);
         let familiarity = log_sum_exp(&logits);
         let probabilities = probabilities(&logits, self.about.temperature);
         let label = best(&logits);
@@ -275,7 +301,10 @@ impl Head {
 
     fn read(path: &Path, embedder: &dyn Embedder) -> Result<Self> {
         let mut loaded = load(path, |about: &About| about.format == FORMAT)?;
-        let classes = loaded.about.labels.len();
+        let classes = loaded.about.clusters.iter().fold(0_usize, |sum, &count| sum.saturating_add(count));
+        if loaded.about.clusters.len() != loaded.about.labels.len() || loaded.about.clusters.contains(&0) {
+            return Err(Error::corrupt("labels and clusters differ in number"));
+        }
         let dense = loaded.take("dense", classes, None)?;
         let grams = loaded.take("grams", classes, Some(loaded.about.grams.buckets as usize))?;
         let bias = loaded.take("bias", classes, Some(1))?;
@@ -308,15 +337,56 @@ pub(crate) fn best(values: &[f32]) -> usize {
     (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best })
 }
 
+/// Logits per label, and the right one; none for prompts out of scope.
 type Scored = Vec<(Vec<f32>, Option<usize>)>;
 
-/// Logits and target; no target for prompts out of scope.
-fn score<'a, 'b: 'a>(
-    model: &Linear,
-    index: &HashMap<&str, usize>,
-    items: impl Iterator<Item = &'a (&'b Example, Features)>,
-) -> Scored {
-    items.map(|(example, x)| (model.logits(x), index.get(example.label.as_str()).copied())).collect()
+/// The cluster of each training text within its label.
+struct Clustered<'a> {
+    of_text: HashMap<(&'a str, &'a str), usize>,
+    first: HashMap<&'a str, usize>,
+    clusters: Vec<usize>,
+}
+
+impl<'a> Clustered<'a> {
+    fn new(items: &'a [(&'a Example, Features)], labels: &'a [String], options: &HeadOptions) -> Self {
+        let mut of_label: HashMap<&str, Vec<&(&Example, Features)>> = HashMap::new();
+        for item in items {
+            of_label.entry(&item.0.label).or_default().push(item);
+        }
+        let mut made = Self { of_text: HashMap::new(), first: HashMap::new(), clusters: Vec::new() };
+        let mut classes = 0;
+        for label in labels {
+            let own = &of_label[label.as_str()];
+            let vectors: Vec<&[f32]> = own.iter().map(|item| item.1.dense.as_slice()).collect();
+            let size = options.cluster_size.max(1);
+            let count = ((own.len() + size / 2) / size).clamp(1, MAX_CLASSES / labels.len());
+            for (item, cluster) in own.iter().zip(cluster::assign(&vectors, count, options.train.seed)) {
+                made.of_text.insert((item.0.label.as_str(), item.0.text.as_str()), cluster);
+            }
+            made.first.insert(label, classes);
+            made.clusters.push(count);
+            classes += count;
+        }
+        made
+    }
+
+    fn class(&self, example: &Example) -> usize {
+        let (label, text) = (example.label.as_str(), example.text.as_str());
+        self.first[label] + self.of_text[&(label, text)]
+    }
+}
+
+/// Logits of labels from those of their clusters: probabilities are summed.
+fn per_label(logits: &[f32], clusters: &[usize]) -> Vec<f32> {
+    let mut rest = logits;
+    clusters
+        .iter()
+        .map(|&count| {
+            let (own, after) = rest.split_at(count);
+            rest = after;
+            if let [single] = own { *single } else { log_sum_exp(own) }
+        })
+        .collect()
 }
 
 fn choose_threshold(scored: &Scored, rule: AbstainAt) -> f32 {

@@ -20,6 +20,7 @@ mod compose;
 mod explain;
 
 mod calibrate;
+mod cluster;
 mod data;
 mod grams;
 mod head;

@@ -2,7 +2,7 @@
 //! data sets (`make router-data FROM=DIR`), and takes minutes:
 //!
 //! ```text
-//! ORION_ROUTER_DATA=DIR [ORION_ROUTER_PRECISION=f32] cargo test --release -p orion-router --test reach -- --ignored --nocapture
+//! [ORION_ROUTER_PRECISION=f32] cargo test --release -p orion-router --test reach -- --ignored --nocapture
 //! ```
 
 #[path = "../../orion-runtime/tests/common/mod.rs"]
@@ -14,15 +14,18 @@ use std::time::Instant;
 
 use orion_core::{Embedder, SystemClock};
 use orion_router::{
-    AbstainAt, CachedEmbedder, ClassReport, DifficultyHead, DifficultyOptions, Example, Head, HeadOptions,
-    evaluate, evaluate_difficulty, read_difficulty,
+    AbstainAt, CachedEmbedder, ClassReport, DifficultyHead, DifficultyOptions, Example, GramOptions, Head,
+    HeadOptions, evaluate, evaluate_difficulty, read_difficulty,
 };
 use orion_runtime::{EncoderOptions, Precision, SentenceEncoder};
 
+/// Where `make router-data` puts the data sets.
 fn data(name: &str) -> PathBuf {
-    let folder = std::env::var_os("ORION_ROUTER_DATA")
-        .expect("ORION_ROUTER_DATA names the folder; see make router-data");
-    let path = PathBuf::from(folder).join(name);
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = || set("HOME").expect("HOME or ORION_ROUTER_DATA is set").join(".cache");
+    let folder = set("ORION_ROUTER_DATA")
+        .unwrap_or_else(|| set("XDG_CACHE_HOME").unwrap_or_else(home).join("orion/router"));
+    let path = folder.join(name);
     assert!(path.exists(), "{} is missing; run make router-data FROM=DIR", path.display());
     path
 }
