@@ -11,7 +11,7 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma build test test-unit fuzz check lint lint-fix format doc deny bench bench-peers eval
+.PHONY: help run chat models models-gemma router-data build test test-unit fuzz check lint lint-fix format doc deny bench bench-peers eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -30,6 +30,9 @@ models: ## Fetch SmolLM2 and MiniLM (177 MB, once), verified, into a cache outsi
 
 models-gemma: ## Fetch Gemma 3 270M (240 MB, once); the Gemma terms of use apply
 	$(PYTHON) scripts/models.py gemma
+
+router-data: ## Take the router's data sets from a folder: make router-data FROM=DIR
+	$(PYTHON) scripts/router_data.py "$(FROM)"
 
 ##@ Build and test
 build: ## Build everything, optimised

@@ -4,6 +4,7 @@
 
 mod config;
 mod cpu;
+mod encoder;
 mod executor;
 mod kv;
 mod load;
@@ -24,6 +25,7 @@ mod worker;
 pub use config::{
     Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling,
 };
+pub use encoder::{EncoderOptions, Output, Pooling, Precision, SentenceEncoder};
 pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
 pub use orion_kernels::ComputePool;
 pub use perplexity::Perplexity;

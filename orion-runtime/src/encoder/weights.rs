@@ -1,0 +1,153 @@
+//! The tensors of a BERT encoder, by name, checked against its config.
+
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+use orion_core::{Error, Result, TensorType, WeightSource};
+use sha2::{Digest as _, Sha256};
+
+use super::config::BertConfig;
+use super::linear::Linear;
+
+/// Scale and shift of a layer norm.
+pub(super) struct Norm {
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+}
+
+/// One transformer layer.
+pub(super) struct Layer {
+    /// Query, key and value in one matrix: `[3 * hidden, hidden]`.
+    pub(super) qkv: Linear,
+    pub(super) attention_out: Linear,
+    pub(super) attention_norm: Norm,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+    pub(super) output_norm: Norm,
+}
+
+/// All weights.
+pub(super) struct BertWeights {
+    pub(super) words: Vec<f32>,     // [vocabulary, hidden]
+    pub(super) positions: Vec<f32>, // [positions, hidden], the embedding of token type 0 added
+    pub(super) embedding_norm: Norm,
+    pub(super) layers: Vec<Layer>,
+}
+
+/// Reads tensors as f32 and remembers what it read.
+struct Reader<'a> {
+    source: &'a dyn WeightSource,
+    index: HashMap<&'a str, usize>,
+    digest: Sha256,
+}
+
+impl<'a> Reader<'a> {
+    fn new(source: &'a dyn WeightSource) -> Self {
+        let tensors = source.header().tensors.iter().enumerate();
+        let index = tensors
+            .map(|(at, tensor)| (tensor.name.strip_prefix("bert.").unwrap_or(&tensor.name), at))
+            .collect();
+        Self { source, index, digest: Sha256::new() }
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let about = |error: Error| error.about(format!("tensor {name}"));
+        let &at = self
+            .index
+            .get(name)
+            .ok_or_else(|| about(Error::corrupt("the file does not hold it; is this a BERT encoder?")))?;
+        let info = &self.source.header().tensors[at];
+        if info.shape.len() != shape.len()
+            || info.shape.iter().zip(shape).any(|(&have, &want)| have != want as u64)
+        {
+            let message = format!("shape {:?} contradicts config.json, which says {shape:?}", info.shape);
+            return Err(about(Error::corrupt(message)));
+        }
+        let bytes = self.source.tensor(at)?;
+        let elements: usize = shape.iter().product();
+        if info.ty.bytes_of(elements as u64) != Some(bytes.len() as u64) {
+            return Err(about(Error::corrupt(format!("{} bytes do not fit its shape", bytes.len()))));
+        }
+        self.digest.update(name.as_bytes());
+        self.digest.update(&*bytes);
+        let values: Vec<f32> = match info.ty {
+            TensorType::F32 => {
+                bytes.as_chunks::<4>().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect()
+            }
+            TensorType::F16 => {
+                bytes.as_chunks::<2>().0.iter().map(|&chunk| f16::from_le_bytes(chunk).to_f32()).collect()
+            }
+            TensorType::BF16 => {
+                bytes.as_chunks::<2>().0.iter().map(|&chunk| bf16::from_le_bytes(chunk).to_f32()).collect()
+            }
+            other => {
+                return Err(about(Error::unsupported(format!(
+                    "type {other} is not supported by the encoder"
+                ))));
+            }
+        };
+        self.source.release(at);
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(values),
+            false => Err(about(Error::corrupt("holds NaN or infinity"))),
+        }
+    }
+
+    fn norm(&mut self, name: &str, hidden: usize) -> Result<Norm> {
+        Ok(Norm {
+            weight: self.read(&format!("{name}.weight"), &[hidden])?,
+            bias: self.read(&format!("{name}.bias"), &[hidden])?,
+        })
+    }
+
+    fn dense(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok((
+            self.read(&format!("{name}.weight"), &[outputs, inputs])?,
+            self.read(&format!("{name}.bias"), &[outputs])?,
+        ))
+    }
+}
+
+impl BertWeights {
+    /// Reads every tensor the config calls for; `linear` makes a matrix of `(weight, bias, inputs)`. Returns the
+    /// weights and the digest of all bytes read.
+    pub(super) fn read(
+        source: &dyn WeightSource,
+        config: &BertConfig,
+        linear: &dyn Fn(Vec<f32>, Vec<f32>, usize) -> Result<Linear>,
+    ) -> Result<(Self, orion_core::Digest)> {
+        let mut reader = Reader::new(source);
+        let hidden = config.hidden;
+        let words = reader.read("embeddings.word_embeddings.weight", &[config.vocabulary, hidden])?;
+        let mut positions =
+            reader.read("embeddings.position_embeddings.weight", &[config.positions, hidden])?;
+        let types = reader.read("embeddings.token_type_embeddings.weight", &[config.token_types, hidden])?;
+        for row in positions.chunks_exact_mut(hidden) {
+            row.iter_mut().zip(&types).for_each(|(a, b)| *a += b);
+        }
+        let embedding_norm = reader.norm("embeddings.LayerNorm", hidden)?;
+        let mut layers = Vec::new();
+        for at in 0..config.layers {
+            let name = |part: &str| format!("encoder.layer.{at}.{part}");
+            let (mut weight, mut bias) = (Vec::new(), Vec::new());
+            for part in ["query", "key", "value"] {
+                let (w, b) = reader.dense(&name(&format!("attention.self.{part}")), hidden, hidden)?;
+                weight.extend(w);
+                bias.extend(b);
+            }
+            let qkv = linear(weight, bias, hidden)?;
+            let mut dense = |part: &str, outputs: usize, inputs: usize| {
+                let (weight, bias) = reader.dense(&name(part), outputs, inputs)?;
+                linear(weight, bias, inputs)
+            };
+            let attention_out = dense("attention.output.dense", hidden, hidden)?;
+            let up = dense("intermediate.dense", config.intermediate, hidden)?;
+            let down = dense("output.dense", hidden, config.intermediate)?;
+            let attention_norm = reader.norm(&name("attention.output.LayerNorm"), hidden)?;
+            let output_norm = reader.norm(&name("output.LayerNorm"), hidden)?;
+            layers.push(Layer { qkv, attention_out, attention_norm, up, down, output_norm });
+        }
+        let digest = orion_core::Digest(reader.digest.finalize().into());
+        Ok((Self { words, positions, embedding_norm, layers }, digest))
+    }
+}
