@@ -326,7 +326,7 @@ unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usi
     let (low, high) = (first.max(base) - base, end.min(base + BLOCK_KEYS) - base);
     let panel = scratch.panel.as_mut_ptr();
     let scores = scratch.scores.as_mut_ptr();
-    // SAFETY (both blocks below): the contract of `attend`; the page of every key below `high` exists.
+    // SAFETY: here and in the block below: the contract of `attend`; the page of every key below `high` exists.
     unsafe {
         // With few rows more columns at a time keep the multipliers busy.
         let width = if rows <= 2 { 32 } else { 16 };

@@ -17,9 +17,9 @@ use crate::tiles::TILE_ROWS;
 /// # Safety
 /// As [`tile_product`](super::tile_product); the panel holds `part.cols` columns; the CPU has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn sweep(part: Part<'_>, input: QuantView) {
+pub(super) unsafe fn sweep(part: &Part<'_>, input: QuantView) {
     // SAFETY: passed on.
-    unsafe { for_kind!(part.ty, sweep_kind(&part, input)) }
+    unsafe { for_kind!(part.ty, sweep_kind(part, input)) }
 }
 
 /// # Safety
@@ -60,7 +60,7 @@ unsafe fn sweep_kind<K: Kind>(part: &Part<'_>, input: QuantView) {
 unsafe fn product<K: Kind, const M: usize>(part: &Part<'_>, input: QuantView, row: usize) {
     let panel = part.panel;
     let (start, width) = (part.start, K::GROUPS * 4);
-    // SAFETY (whole body): all offsets lie within the panel's `part.cols` columns and within the input's rows.
+    // SAFETY: for the whole body: all offsets lie within the panel's `part.cols` columns and within the input's rows.
     unsafe {
         let input = input.at(row);
         let out = part.out.add(row * TILE_ROWS);

@@ -19,6 +19,8 @@ trait Direct: Kind {
     const BYTES: usize;
     /// What integer minima are multiplied with, as a shift (offsets of symmetric types).
     const SHIFT: i32 = 0;
+    /// Scale and minimum of a sub-block share a byte (Q2_K alone).
+    const SHARED_BYTE: bool = Self::QUANTS == 1024;
 
     /// Four columns of eight rows, one byte each. `group` and `half` are constants once unrolled, so bits that several
     /// groups share are loaded once.
@@ -182,7 +184,7 @@ fn widen<const SIGNED: bool>(first: __m128i, second: __m128i, half: usize) -> __
 #[inline]
 unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, input: QuantView, out: *mut f32) {
     let width = K::GROUPS * 4;
-    // SAFETY (whole body): blocks and columns lie within the tile and the input's rows.
+    // SAFETY: for the whole body: blocks and columns lie within the tile and the input's rows.
     unsafe {
         let mut total = [[_mm256_setzero_ps(); 2]; M];
         for index in 0..blocks {
@@ -204,7 +206,7 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
             } else {
                 for sub in 0..K::GROUPS / K::SUB {
                     let mut bytes = _mm_loadu_si128(scales.add(sub * 16).cast());
-                    if K::QUANTS == 1024 {
+                    if K::SHARED_BYTE {
                         bytes = _mm_and_si128(bytes, nibbles);
                     }
                     // Types with a minimum of its own have unsigned scales.
@@ -229,7 +231,7 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
                 let at = |sub: usize| {
                     let row = if K::PAIRS == 4 { 8 + sub } else { sub };
                     let bytes = _mm_loadu_si128(scales.add(row * 16).cast());
-                    if K::QUANTS == 1024 { _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibbles) } else { bytes }
+                    if K::SHARED_BYTE { _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibbles) } else { bytes }
                 };
                 let (first, second) = (at(2 * pair), at(2 * pair + 1));
                 for half in 0..2 {

@@ -63,13 +63,13 @@ pub(crate) unsafe fn tile_product(
             Rows::Float(first, stride) => unsafe { float::sweep(isa, part, first, stride) },
             Rows::Quantised(view) => match isa {
                 // SAFETY: as above.
-                Isa::Scalar => unsafe { plain::sweep(part, view) },
+                Isa::Scalar => unsafe { plain::sweep(&part, view) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above, and the token proves the instructions.
-                Isa::Avx2(_) => unsafe { avx2::sweep(part, view) },
+                Isa::Avx2(_) => unsafe { avx2::sweep(&part, view) },
                 #[cfg(not(target_arch = "x86_64"))]
                 // SAFETY: as above.
-                Isa::Avx2(_) => unsafe { plain::sweep(part, view) },
+                Isa::Avx2(_) => unsafe { plain::sweep(&part, view) },
             },
         }
     }

@@ -12,9 +12,9 @@ use crate::tiles::TILE_ROWS;
 
 /// # Safety
 /// As [`tile_product`](super::tile_product); the panel holds `part.cols` columns.
-pub(super) unsafe fn sweep(part: Part<'_>, input: QuantView) {
+pub(super) unsafe fn sweep(part: &Part<'_>, input: QuantView) {
     // SAFETY: passed on.
-    unsafe { for_kind!(part.ty, sweep_kind(&part, input)) }
+    unsafe { for_kind!(part.ty, sweep_kind(part, input)) }
 }
 
 unsafe fn sweep_kind<K: Kind>(part: &Part<'_>, input: QuantView) {
