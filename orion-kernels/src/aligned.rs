@@ -86,7 +86,9 @@ impl<T: Plain> Deref for AlignedBuf<T> {
 impl<T: Plain> DerefMut for AlignedBuf<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and `self` is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(self.units.as_mut_ptr().byte_add(self.skip).cast(), self.len) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.units.as_mut_ptr().byte_add(self.skip).cast(), self.len)
+        }
     }
 }
 

@@ -362,7 +362,8 @@ unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usi
             let out = result.add(column);
             let ends = (low, high);
             if rows < PANEL_ROWS {
-                let source = Values { pages: [near.add(column).cast(), far.add(column).cast()], stride: head_dim };
+                let source =
+                    Values { pages: [near.add(column).cast(), far.add(column).cast()], stride: head_dim };
                 each_rows!(rows, mix, true, (source, scores, ends, out, head_dim));
             } else {
                 for key in low..high {

@@ -87,7 +87,15 @@ impl Step<'_> {
     }
 
     /// Up to [`QUERY_TOKENS`] tokens from `first` on, over all keys they see.
-    fn whole(&self, local: &mut Local, block: &Block, layer: usize, segment: &Segment, head: usize, first: usize) {
+    fn whole(
+        &self,
+        local: &mut Local,
+        block: &Block,
+        layer: usize,
+        segment: &Segment,
+        head: usize,
+        first: usize,
+    ) {
         let tokens = QUERY_TOKENS.min(segment.rows - first);
         let queries = self.queries(block, segment, head, first, tokens);
         // SAFETY: the keys are complete since the last barrier, or this thread's own; the queries are this task's.
@@ -146,7 +154,8 @@ impl Step<'_> {
     fn append(&self, local: &mut Local, block: &Block, layer: usize, row: usize, head: usize) {
         let shape = self.shape;
         let (head_dim, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-        let segment = self.segments.iter().rfind(|segment| segment.row <= row).expect("rows belong to segments");
+        let segment =
+            self.segments.iter().rfind(|segment| segment.row <= row).expect("rows belong to segments");
         let position = segment.start + row - segment.row;
         let angles = self.buffers.angles[segment.ropes[usize::from(block.local_rope)]];
         // SAFETY: row and heads lie within the buffers and are this thread's in this phase; the position's page exists,

@@ -37,7 +37,13 @@ impl KvStore {
         shape.check()?;
         let head_values = 2 * shape.head_dim * PAGE_TOKENS;
         let page_values = shape.layers * shape.kv_heads * head_values;
-        Ok(Self { head_values, kv_heads: shape.kv_heads, page_values, pages: Vec::new(), starts: Starts::default() })
+        Ok(Self {
+            head_values,
+            kv_heads: shape.kv_heads,
+            page_values,
+            pages: Vec::new(),
+            starts: Starts::default(),
+        })
     }
 
     /// Makes pages `0..count` usable.

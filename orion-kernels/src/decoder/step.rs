@@ -34,7 +34,8 @@ impl Workspace {
         }
         let (rows, shape) = (self.tokens.len(), &self.shape);
         let widest = shape.hidden.max(shape.ffn).max(shape.q_width());
-        let mut angles = [Angles { cos: std::ptr::null_mut(), sin: std::ptr::null_mut(), half: 0 }; MAX_ROPES];
+        let mut angles =
+            [Angles { cos: std::ptr::null_mut(), sin: std::ptr::null_mut(), half: 0 }; MAX_ROPES];
         for ((to, [cos, sin]), rope) in angles.iter_mut().zip(&mut self.angles).zip(&self.ropes) {
             *to = Angles { cos: cos.as_mut_ptr(), sin: sin.as_mut_ptr(), half: rope.frequencies.len() };
         }
@@ -91,7 +92,8 @@ impl Workspace {
         if let Some(head) = stages.head {
             head.check(shape)?;
             if logits.len() != self.wanted.len() * shape.vocab {
-                let message = format!("{} logits for {} rows of {}", logits.len(), self.wanted.len(), shape.vocab);
+                let message =
+                    format!("{} logits for {} rows of {}", logits.len(), self.wanted.len(), shape.vocab);
                 return Err(Error::invalid(message));
             }
         }
@@ -210,7 +212,14 @@ enum Source<'a> {
 }
 
 impl Step<'_> {
-    fn pass(&self, region: &Region<'_>, local: &mut Local, stages: &Stages<'_>, start: Residual, before: &[f32]) {
+    fn pass(
+        &self,
+        region: &Region<'_>,
+        local: &mut Local,
+        stages: &Stages<'_>,
+        start: Residual,
+        before: &[f32],
+    ) {
         let mut residual = start;
         let mut pending_norm = before;
         if let Some(embedding) = stages.embedding {
@@ -239,7 +248,8 @@ impl Step<'_> {
         region.for_chunks(self.rows, 4, |range| {
             for row in range {
                 // SAFETY: the row is this thread's in this phase; tokens were checked when pushed.
-                let out = unsafe { std::slice::from_raw_parts_mut(self.buffers.x[0].add(row * hidden), hidden) };
+                let out =
+                    unsafe { std::slice::from_raw_parts_mut(self.buffers.x[0].add(row * hidden), hidden) };
                 embedding.table.gather(self.isa, self.tokens[row] as usize, &mut local.panel, out);
                 if embedding.scale != 1.0 {
                     out.iter_mut().for_each(|value| *value *= embedding.scale);
@@ -252,7 +262,8 @@ impl Step<'_> {
     /// Computes the angles of a row's position.
     #[allow(clippy::cast_precision_loss, reason = "positions are below 2^24")]
     fn turn(&self, row: usize) {
-        let segment = self.segments.iter().rfind(|segment| segment.row <= row).expect("rows belong to segments");
+        let segment =
+            self.segments.iter().rfind(|segment| segment.row <= row).expect("rows belong to segments");
         let position = (segment.start + row - segment.row) as f32;
         let [global, own] = segment.ropes;
         for index in [global, own].into_iter().take(if own == global { 1 } else { 2 }) {

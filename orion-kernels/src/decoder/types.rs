@@ -43,7 +43,10 @@ impl DecoderShape {
             return Err(Error::unsupported(format!("head size {} is no multiple of 16", self.head_dim)));
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
-            return Err(Error::invalid(format!("{} heads over {} key-value heads", self.heads, self.kv_heads)));
+            return Err(Error::invalid(format!(
+                "{} heads over {} key-value heads",
+                self.heads, self.kv_heads
+            )));
         }
         if self.hidden == 0 || self.ffn == 0 || self.vocab == 0 {
             return Err(Error::invalid("a width is 0"));
@@ -132,7 +135,12 @@ impl Block {
         self.gate.check("gate projection", shape.ffn, shape.hidden)?;
         self.up.check("up projection", shape.ffn, shape.hidden)?;
         self.down.check("down projection", shape.hidden, shape.ffn)?;
-        let norms = [Some(&self.attn_norm), Some(&self.ffn_norm), self.post_attn_norm.as_ref(), self.post_ffn_norm.as_ref()];
+        let norms = [
+            Some(&self.attn_norm),
+            Some(&self.ffn_norm),
+            self.post_attn_norm.as_ref(),
+            self.post_ffn_norm.as_ref(),
+        ];
         let heads = [self.q_norm.as_ref(), self.k_norm.as_ref()];
         if norms.into_iter().flatten().any(|norm| norm.len() != shape.hidden)
             || heads.into_iter().flatten().any(|norm| norm.len() != shape.head_dim)

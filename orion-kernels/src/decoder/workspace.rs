@@ -115,10 +115,21 @@ impl Workspace {
     /// # Errors
     /// [`Unsupported`](orion_core::ErrorKind::Unsupported) for widths the kernels cannot do,
     /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) for contradictions in shape or rotary embeddings.
-    pub fn new(pool: ComputePool, isa: Isa, shape: DecoderShape, ropes: Vec<Rope>, max_rows: usize) -> Result<Self> {
+    pub fn new(
+        pool: ComputePool,
+        isa: Isa,
+        shape: DecoderShape,
+        ropes: Vec<Rope>,
+        max_rows: usize,
+    ) -> Result<Self> {
         shape.check()?;
-        if max_rows == 0 || ropes.len() > MAX_ROPES || ropes.iter().any(|rope| 2 * rope.frequencies.len() > shape.head_dim) {
-            return Err(Error::invalid("no rows, too many rotary embeddings, or more rotated elements than a head has"));
+        if max_rows == 0
+            || ropes.len() > MAX_ROPES
+            || ropes.iter().any(|rope| 2 * rope.frequencies.len() > shape.head_dim)
+        {
+            return Err(Error::invalid(
+                "no rows, too many rotary embeddings, or more rotated elements than a head has",
+            ));
         }
         let widest = shape.hidden.max(shape.ffn).max(shape.q_width());
         let group = shape.heads / shape.kv_heads;
@@ -137,7 +148,10 @@ impl Workspace {
         Ok(Self {
             isa,
             max_rows,
-            angles: ropes.iter().map(|rope| [buffer(rope.frequencies.len()), buffer(rope.frequencies.len())]).collect(),
+            angles: ropes
+                .iter()
+                .map(|rope| [buffer(rope.frequencies.len()), buffer(rope.frequencies.len())])
+                .collect(),
             ropes,
             x: [buffer(shape.hidden), buffer(shape.hidden)],
             current: 0,
@@ -248,7 +262,8 @@ impl Workspace {
     pub(super) fn prepare(&mut self, kv: &KvStore) -> Result<()> {
         self.pages.0.clear();
         for &page in &self.page_ids {
-            let start = kv.start(page).ok_or_else(|| Error::invalid(format!("page {page} is not reserved")))?;
+            let start =
+                kv.start(page).ok_or_else(|| Error::invalid(format!("page {page} is not reserved")))?;
             self.pages.0.push(start);
         }
         // What one segment writes, no other may touch, nor the same one twice: threads would meet there.
@@ -258,7 +273,9 @@ impl Workspace {
                 let elsewhere = |other: &Segment| self.page_ids[other.pages.0..other.pages.1].contains(page);
                 let others = self.segments.iter().enumerate().filter(|(other, _)| *other != index);
                 if own.iter().filter(|&id| id == page).count() > 1 || others.map(|(_, s)| s).any(elsewhere) {
-                    return Err(Error::invalid(format!("page {page} is written by one sequence and used by another")));
+                    return Err(Error::invalid(format!(
+                        "page {page} is written by one sequence and used by another"
+                    )));
                 }
             }
         }
@@ -267,7 +284,12 @@ impl Workspace {
             .segments
             .iter()
             .filter(|segment| segment.rows == 1)
-            .map(|segment| (segment.start + 1).div_ceil(BLOCK_KEYS) * self.shape.kv_heads * group * (2 + self.shape.head_dim))
+            .map(|segment| {
+                (segment.start + 1).div_ceil(BLOCK_KEYS)
+                    * self.shape.kv_heads
+                    * group
+                    * (2 + self.shape.head_dim)
+            })
             .sum();
         if self.partials.len() < partials {
             self.partials = AlignedBuf::zeroed(partials.next_power_of_two());

@@ -88,7 +88,8 @@ unsafe fn product<K: Kind, const M: usize>(part: &Part<'_>, input: QuantView, ro
                 for group in 0..K::DEPTH {
                     let w = [_mm256_load_si256(quants.cast()), _mm256_load_si256(quants.add(32).cast())];
                     quants = quants.add(64);
-                    let magnitude = if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
+                    let magnitude =
+                        if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
                     for m in 0..M {
                         let four = _mm256_set1_epi32(x[m].cast::<i32>().read_unaligned());
                         x[m] = x[m].add(4);
@@ -119,7 +120,10 @@ unsafe fn product<K: Kind, const M: usize>(part: &Part<'_>, input: QuantView, ro
                 }
             }
             let at = block * TILE_ROWS;
-            let scale = [_mm256_load_ps(panel.scale.as_ptr().add(at)), _mm256_load_ps(panel.scale.as_ptr().add(at + 8))];
+            let scale = [
+                _mm256_load_ps(panel.scale.as_ptr().add(at)),
+                _mm256_load_ps(panel.scale.as_ptr().add(at + 8)),
+            ];
             for m in 0..M {
                 let side = m * input.side_stride;
                 let x_scale = _mm256_set1_ps(*input.scale.add(side + first / width));

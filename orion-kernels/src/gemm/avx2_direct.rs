@@ -22,12 +22,15 @@ trait Direct: Kind {
     /// Scale and minimum of a sub-block share a byte (Q2_K alone).
     const SHARED_BYTE: bool = Self::QUANTS == 1024;
 
-    /// Four columns of eight rows, one byte each. `group` and `half` are constants once unrolled, so bits that several
-    /// groups share are loaded once.
+    /// Groups that share lines of a bit plane: a part of the block.
+    const PART: usize;
+
+    /// Four columns of eight rows, one byte each: group `group` of part `part`. `group` and `half` are constants where
+    /// it is called, so a line that several groups share is loaded once.
     ///
     /// # Safety
     /// A block must be readable at `block`; the CPU has AVX2.
-    unsafe fn quants(block: *const u8, group: usize, half: usize) -> __m256i;
+    unsafe fn quants(block: *const u8, part: usize, group: usize, half: usize) -> __m256i;
 }
 
 #[inline]
@@ -49,28 +52,35 @@ fn high(v: __m256i) -> __m256i {
     _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15))
 }
 
-/// Bits `at..` of every byte, moved up to `to` and masked.
+/// Bits from `at` on of every byte, moved to `to` and masked. Both are constants where it is called.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn bits(v: __m256i, at: usize, to: usize, mask: i8) -> __m256i {
-    let moved = if at > to {
-        _mm256_srl_epi16(v, _mm_cvtsi32_si128((at - to) as i32))
-    } else {
-        _mm256_sll_epi16(v, _mm_cvtsi32_si128((to - at) as i32))
-    };
+    let count = |by: usize| _mm_cvtsi32_si128(by as i32);
+    let moved =
+        if at > to { _mm256_srl_epi16(v, count(at - to)) } else { _mm256_sll_epi16(v, count(to - at)) };
     _mm256_and_si256(moved, _mm256_set1_epi8(mask))
 }
 
-/// Implements [`Direct`] by an expression over block, group and half.
+/// Bit `at` of every byte, moved to bit `TO`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bit<const TO: i32>(v: __m256i, at: usize) -> __m256i {
+    let count = _mm_cvtsi32_si128(at as i32);
+    _mm256_slli_epi16::<TO>(_mm256_and_si256(_mm256_srl_epi16(v, count), _mm256_set1_epi8(1)))
+}
+
+/// Implements [`Direct`] by an expression over block, part, group and half.
 macro_rules! direct {
-    ($($kind:ident: $quants:expr, $bytes:expr, $shift:expr, |$block:ident, $group:ident, $half:ident| $body:expr;)*) => {
+    ($($kind:ident: $quants:expr, $bytes:expr, $part:expr, $shift:expr, |$b:ident, $p:ident, $g:ident, $h:ident| $body:expr;)*) => {
         $(
             impl Direct for kind::$kind {
                 const QUANTS: usize = $quants;
                 const BYTES: usize = $bytes;
+                const PART: usize = $part;
                 const SHIFT: i32 = $shift;
                 #[inline(always)]
-                unsafe fn quants($block: *const u8, $group: usize, $half: usize) -> __m256i {
+                unsafe fn quants($b: *const u8, $p: usize, $g: usize, $h: usize) -> __m256i {
                     // SAFETY: by this function's contract.
                     unsafe { $body }
                 }
@@ -94,26 +104,44 @@ unsafe fn five(block: *const u8, group: usize, half: usize) -> __m256i {
     unsafe { _mm256_or_si256(nibble(block, group, half), bits(line(block, 4, half), group, 4, 16)) }
 }
 
-/// Q4_K and Q5_K: 64 columns share lines.
+/// Q4_K and Q5_K.
 #[inline(always)]
-unsafe fn k_nibble(block: *const u8, group: usize, half: usize) -> __m256i {
+unsafe fn k_nibble(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
     // SAFETY: the callers stay within the block.
     unsafe {
-        let from = line(block, group / 16 * 8 + group % 8, half);
-        if group % 16 < 8 { low(from) } else { high(from) }
+        let from = line(block, part * 8 + group % 8, half);
+        if group < 8 { low(from) } else { high(from) }
     }
 }
 
-/// Q2_K and Q3_K: 128 columns share lines.
 #[inline(always)]
-unsafe fn crumb(block: *const u8, group: usize, half: usize) -> __m256i {
+unsafe fn k_five(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
     // SAFETY: the callers stay within the block.
-    unsafe { bits(line(block, group / 32 * 8 + group % 8, half), group % 32 / 8 * 2, 0, 3) }
+    unsafe {
+        let fifth = bit::<4>(line(block, 32 + group % 8, half), part * 2 + group / 8);
+        _mm256_or_si256(k_nibble(block, part, group, half), fifth)
+    }
+}
+
+/// Q2_K and Q3_K.
+#[inline(always)]
+unsafe fn crumb(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
+    // SAFETY: the callers stay within the block.
+    unsafe { bits(line(block, part * 8 + group % 8, half), group / 8 * 2, 0, 3) }
 }
 
 #[inline(always)]
-unsafe fn six(block: *const u8, group: usize, half: usize) -> __m256i {
-    let (part, quarter) = (group / 32, group % 32 / 8);
+unsafe fn three(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
+    // SAFETY: the callers stay within the block.
+    unsafe {
+        let third = bit::<2>(line(block, 16 + group % 8, half), part * 4 + group / 8);
+        _mm256_or_si256(crumb(block, part, group, half), third)
+    }
+}
+
+#[inline(always)]
+unsafe fn six(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
+    let quarter = group / 8;
     // SAFETY: the callers stay within the block.
     unsafe {
         let from = line(block, part * 16 + quarter % 2 * 8 + group % 8, half);
@@ -124,16 +152,16 @@ unsafe fn six(block: *const u8, group: usize, half: usize) -> __m256i {
 }
 
 direct! {
-    Q4_0: 256, 288, 0, |b, g, h| nibble(b, g, h);
-    Q4_1: 256, 320, 0, |b, g, h| nibble(b, g, h);
-    Q5_0: 320, 352, 0, |b, g, h| five(b, g, h);
-    Q5_1: 320, 384, 0, |b, g, h| five(b, g, h);
-    Q8_0: 512, 544, 0, |b, g, h| line(b, g, h);
-    Q2K: 1024, 1344, 0, |b, g, h| crumb(b, g, h);
-    Q3K: 1536, 1824, 2, |b, g, h| _mm256_or_si256(crumb(b, g, h), bits(line(b, 16 + g % 8, h), g / 8, 2, 4));
-    Q4K: 2048, 2368, 0, |b, g, h| k_nibble(b, g, h);
-    Q5K: 2560, 2880, 0, |b, g, h| _mm256_or_si256(k_nibble(b, g, h), bits(line(b, 32 + g % 8, h), g / 8, 4, 16));
-    Q6K: 3072, 3360, 5, |b, g, h| six(b, g, h);
+    Q4_0: 256, 288, 8, 0, |b, _p, g, h| nibble(b, g, h);
+    Q4_1: 256, 320, 8, 0, |b, _p, g, h| nibble(b, g, h);
+    Q5_0: 320, 352, 8, 0, |b, _p, g, h| five(b, g, h);
+    Q5_1: 320, 384, 8, 0, |b, _p, g, h| five(b, g, h);
+    Q8_0: 512, 544, 8, 0, |b, _p, g, h| line(b, g, h);
+    Q2K: 1024, 1344, 32, 0, |b, p, g, h| crumb(b, p, g, h);
+    Q3K: 1536, 1824, 32, 2, |b, p, g, h| three(b, p, g, h);
+    Q4K: 2048, 2368, 16, 0, |b, p, g, h| k_nibble(b, p, g, h);
+    Q5K: 2560, 2880, 16, 0, |b, p, g, h| k_five(b, p, g, h);
+    Q6K: 3072, 3360, 32, 5, |b, p, g, h| six(b, p, g, h);
 }
 
 /// Adds one tile's products with `rows` rows, at most two, to `out`, `[rows][16]`.
@@ -189,42 +217,42 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
         let mut total = [[_mm256_setzero_ps(); 2]; M];
         for index in 0..blocks {
             let block = tile.add(index * K::BYTES);
-            let x: [*const i8; M] = std::array::from_fn(|m| input.quants.add(m * input.quants_stride + index * width));
+            let x: [*const i8; M] =
+                std::array::from_fn(|m| input.quants.add(m * input.quants_stride + index * width));
             let scales = block.add(K::QUANTS);
             let nibbles = _mm_set1_epi8(15);
             let mut sum = [[_mm256_setzero_si256(); 2]; M];
-            if K::SUB == 0 {
-                for run in 0..K::GROUPS / K::DEPTH {
-                    let short = short_sums::<K, M>(block, run, x);
-                    for m in 0..M {
-                        for half in 0..2 {
-                            let wide = _mm256_madd_epi16(short[m][half], _mm256_set1_epi16(1));
-                            sum[m][half] = _mm256_add_epi32(sum[m][half], wide);
-                        }
-                    }
-                }
-            } else {
-                for sub in 0..K::GROUPS / K::SUB {
-                    let mut bytes = _mm_loadu_si128(scales.add(sub * 16).cast());
-                    if K::SHARED_BYTE {
-                        bytes = _mm_and_si128(bytes, nibbles);
-                    }
-                    // Types with a minimum of its own have unsigned scales.
-                    let scale: [__m256i; 2] = if K::PAIRS_FACTOR {
-                        [widen::<false>(bytes, bytes, 0), widen::<false>(bytes, bytes, 1)]
-                    } else {
-                        [widen::<true>(bytes, bytes, 0), widen::<true>(bytes, bytes, 1)]
-                    };
-                    for run in 0..K::SUB / K::DEPTH {
-                        let short = short_sums::<K, M>(block, sub * (K::SUB / K::DEPTH) + run, x);
-                        for m in 0..M {
-                            for half in 0..2 {
-                                let wide = _mm256_madd_epi16(short[m][half], scale[half]);
-                                sum[m][half] = _mm256_add_epi32(sum[m][half], wide);
+            for part in 0..K::GROUPS / K::PART {
+                // One run of groups whose 16-bit sums are widened at once, by number, so that all of it is constant.
+                macro_rules! runs {
+                    ($($run:literal)*) => {
+                        $(if $run < K::PART / K::DEPTH {
+                            let short = short_sums::<K, M, $run>(block, part, x);
+                            let scale = if K::SUB == 0 {
+                                [_mm256_set1_epi16(1); 2]
+                            } else {
+                                let sub = (part * K::PART + $run * K::DEPTH) / K::SUB.max(1);
+                                let mut bytes = _mm_loadu_si128(scales.add(sub * 16).cast());
+                                if K::SHARED_BYTE {
+                                    bytes = _mm_and_si128(bytes, nibbles);
+                                }
+                                // Types with a minimum of its own have unsigned scales.
+                                if K::PAIRS_FACTOR {
+                                    [widen::<false>(bytes, bytes, 0), widen::<false>(bytes, bytes, 1)]
+                                } else {
+                                    [widen::<true>(bytes, bytes, 0), widen::<true>(bytes, bytes, 1)]
+                                }
+                            };
+                            for m in 0..M {
+                                for half in 0..2 {
+                                    let wide = _mm256_madd_epi16(short[m][half], scale[half]);
+                                    sum[m][half] = _mm256_add_epi32(sum[m][half], wide);
+                                }
                             }
-                        }
-                    }
+                        })*
+                    };
                 }
+                runs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
             }
             let mut minima = [[_mm256_setzero_si256(); 2]; M];
             for pair in 0..K::PAIRS {
@@ -289,19 +317,24 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
     }
 }
 
-/// The 16-bit sums of groups `run * DEPTH..`.
+/// The 16-bit sums of the part's groups `RUN * DEPTH..`.
 #[target_feature(enable = "avx2")]
 #[inline]
-unsafe fn short_sums<K: Direct, const M: usize>(block: *const u8, run: usize, x: [*const i8; M]) -> [[__m256i; 2]; M] {
+unsafe fn short_sums<K: Direct, const M: usize, const RUN: usize>(
+    block: *const u8,
+    part: usize,
+    x: [*const i8; M],
+) -> [[__m256i; 2]; M] {
     let mut short = [[_mm256_setzero_si256(); 2]; M];
     for depth in 0..K::DEPTH {
-        let group = run * K::DEPTH + depth;
+        let group = RUN * K::DEPTH + depth;
         // SAFETY: the group lies within block and row.
         unsafe {
-            let w = [K::quants(block, group, 0), K::quants(block, group, 1)];
+            let w = [K::quants(block, part, group, 0), K::quants(block, part, group, 1)];
             let magnitude = if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
             for m in 0..M {
-                let four = _mm256_set1_epi32(x[m].add(4 * group).cast::<i32>().read_unaligned());
+                let at = x[m].add(4 * (part * K::PART + group));
+                let four = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
                 for half in 0..2 {
                     let signed = if K::SIGNED { _mm256_sign_epi8(four, w[half]) } else { four };
                     let pairs = _mm256_maddubs_epi16(magnitude[half], signed);

@@ -54,7 +54,8 @@ impl Sweep<'_> {
                 total[m] = [L::load(out.add(m * TILE_ROWS)), L::load(out.add(m * TILE_ROWS + 8))];
             }
             for column in 0..self.part.cols {
-                let w = [L::load(weights.add(column * TILE_ROWS)), L::load(weights.add(column * TILE_ROWS + 8))];
+                let w =
+                    [L::load(weights.add(column * TILE_ROWS)), L::load(weights.add(column * TILE_ROWS + 8))];
                 for m in 0..M {
                     let value = L::splat(*x.add(m * self.stride + column));
                     total[m] = [value.fma(w[0], total[m][0]), value.fma(w[1], total[m][1])];

@@ -20,9 +20,8 @@ pub(super) unsafe fn sweep(part: &Part<'_>, input: QuantView) {
 unsafe fn sweep_kind<K: Kind>(part: &Part<'_>, input: QuantView) {
     for row in 0..part.rows {
         // SAFETY: there are `part.rows` rows of input and of output.
-        let (input, out) = unsafe {
-            (input.at(row), &mut *part.out.add(row * TILE_ROWS).cast::<[f32; TILE_ROWS]>())
-        };
+        let (input, out) =
+            unsafe { (input.at(row), &mut *part.out.add(row * TILE_ROWS).cast::<[f32; TILE_ROWS]>()) };
         for block in 0..part.cols / (K::GROUPS * 4) {
             for (lane, out) in out.iter_mut().enumerate() {
                 // SAFETY: the block lies within the row.
@@ -34,11 +33,18 @@ unsafe fn sweep_kind<K: Kind>(part: &Part<'_>, input: QuantView) {
 
 /// Adds one block's product for one output.
 #[allow(clippy::cast_precision_loss, reason = "the same rounding as the vector conversion")]
-unsafe fn add_block<K: Kind>(part: &Part<'_>, input: QuantView, block: usize, lane: usize, mut out: f32) -> f32 {
+unsafe fn add_block<K: Kind>(
+    part: &Part<'_>,
+    input: QuantView,
+    block: usize,
+    lane: usize,
+    mut out: f32,
+) -> f32 {
     let width = K::GROUPS * 4;
     let first = part.start + block * width;
     // SAFETY: the row has at least `first + width` columns.
-    let (quants, scale) = unsafe { (from_raw_parts(input.quants.add(first), width), *input.scale.add(first / width)) };
+    let (quants, scale) =
+        unsafe { (from_raw_parts(input.quants.add(first), width), *input.scale.add(first / width)) };
     let panel = part.panel;
     let weight = |column: usize| {
         let byte = panel.quants[(block * K::GROUPS + column / 4) * 64 + lane * 4 + column % 4];
