@@ -12,7 +12,8 @@ pub(crate) fn assign(vectors: &[&[f32]], count: usize, seed: u64) -> Vec<usize> 
         return vec![0; vectors.len()];
     }
     let mut order: Vec<usize> = (0..vectors.len()).collect();
-    shuffle(&mut order, &mut seed.clone());
+    let mut random = seed;
+    shuffle(&mut order, &mut random);
     let mut centres: Vec<Vec<f32>> = order[..count].iter().map(|&at| vectors[at].to_vec()).collect();
     let mut assigned = vec![0; vectors.len()];
     for _ in 0..ROUNDS {

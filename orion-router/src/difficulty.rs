@@ -103,7 +103,8 @@ impl DifficultyHead {
             };
             let targets: Vec<Vec<f32>> = items.iter().map(one_hot).collect();
             let mut order: Vec<usize> = (0..items.len()).collect();
-            shuffle(&mut order, &mut options.seed.clone());
+            let mut random = options.seed;
+            shuffle(&mut order, &mut random);
             order.truncate(options.landmarks.max(1));
             KernelRidge::fit(&inputs, &targets, &order, options.gamma, f64::from(options.regularisation))
         };

@@ -35,7 +35,7 @@ impl GramOptions {
     /// Words and letters: the better choice where the encoder does not know the language.
     #[must_use]
     pub fn with_letters() -> Self {
-        Self { letters: (3, 5), ..Self::default() }
+        Self { buckets: 8192, letters: (3, 5), weight: 0.8, ..Self::default() }
     }
 
     /// The features of a text: bucket and value, each bucket once, of length [`weight`](Self::weight).

@@ -47,6 +47,29 @@ impl Default for HeadOptions {
     }
 }
 
+impl HeadOptions {
+    /// Replaces [`grams`](Self::grams).
+    #[must_use]
+    pub fn grams(mut self, grams: GramOptions) -> Self {
+        self.grams = grams;
+        self
+    }
+
+    /// Replaces [`train`](Self::train).
+    #[must_use]
+    pub fn train(mut self, train: TrainOptions) -> Self {
+        self.train = train;
+        self
+    }
+
+    /// Replaces [`abstain`](Self::abstain).
+    #[must_use]
+    pub fn abstain(mut self, abstain: AbstainAt) -> Self {
+        self.abstain = abstain;
+        self
+    }
+}
+
 /// How the score below which a head abstains is chosen, always on held-out examples.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]

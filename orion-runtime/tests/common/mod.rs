@@ -9,7 +9,7 @@ use orion_core::{
 };
 
 /// Where `scripts/models.py` puts all-MiniLM-L6-v2.
-pub fn minilm() -> PathBuf {
+pub(crate) fn minilm() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let home = || set("HOME").expect("HOME or ORION_MODELS is set").join(".cache");
     let models = set("ORION_MODELS")
@@ -17,13 +17,13 @@ pub fn minilm() -> PathBuf {
     models.join("all-MiniLM-L6-v2")
 }
 
-pub struct Folder {
-    pub header: ModelHeader,
+pub(crate) struct Folder {
+    pub(crate) header: ModelHeader,
     bytes: Arc<Vec<u8>>,
 }
 
 impl Folder {
-    pub fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let read = |name: &str| std::fs::read(path.join(name));
         let bytes = read("model.safetensors")
             .unwrap_or_else(|error| panic!("{}: {error}; run scripts/models.py first", path.display()));
