@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
-#[cfg(not(any(loom, shuttle)))]
 use std::time::Duration;
 
 use orion_core::Result;
