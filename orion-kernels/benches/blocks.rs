@@ -30,7 +30,8 @@ fn codecs(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(ty.name(), ELEMENTS), |bencher| {
                 bencher.iter(|| {
                     out.clear();
-                    quantize(ty, black_box(&x), COLUMNS, imatrix, &mut out).expect("finite rows of whole blocks");
+                    quantize(ty, black_box(&x), COLUMNS, imatrix, &mut out)
+                        .expect("finite rows of whole blocks");
                 });
             });
         }

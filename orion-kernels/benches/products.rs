@@ -44,7 +44,9 @@ fn products(criterion: &mut Criterion) {
                 Throughput::Elements((rows * n * k) as u64)
             });
             group.bench_function(BenchmarkId::new(format!("{ty} {n}x{k}"), rows), |bencher| {
-                bencher.iter(|| linear(&pool, isa, &matrix, &input, &mut scratch, &mut out).expect("shapes fit"));
+                bencher.iter(|| {
+                    linear(&pool, isa, &matrix, &input, &mut scratch, &mut out).expect("shapes fit")
+                });
             });
         }
     }

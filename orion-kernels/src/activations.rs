@@ -179,7 +179,11 @@ fn blocks<L: Lanes, const BLOCK: usize>(to: QuantView, row: &[f32]) {
             let quants = to.quants.cast_mut().add(index * BLOCK);
             for i in (0..BLOCK).step_by(8) {
                 let value = L::load(block.as_ptr().add(i)).mul(inverse);
-                if scale.is_nan() { L::splat(0.0).store_i8(quants.add(i)) } else { value.store_i8(quants.add(i)) }
+                if scale.is_nan() {
+                    L::splat(0.0).store_i8(quants.add(i))
+                } else {
+                    value.store_i8(quants.add(i))
+                }
             }
             for part in 0..BLOCK / 32 {
                 let at = index * (BLOCK / 32) + part;
@@ -223,7 +227,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn quantised(isa: Isa, kind: ActKind, row: &[f32]) -> (Vec<i8>, Vec<u32>, Vec<i16>, Vec<i16>, Vec<u32>) {
+    type Parts = (Vec<i8>, Vec<u32>, Vec<i16>, Vec<i16>, Vec<u32>);
+
+    fn quantised(isa: Isa, kind: ActKind, row: &[f32]) -> Parts {
         let mut rows = QuantRows::new(1, row.len());
         let view = rows.view(1, row.len());
         // SAFETY: the room is there and nobody else is.
@@ -264,7 +270,9 @@ mod tests {
     #[test]
     fn nothing_is_zero_and_no_number_is_nan() {
         for isa in Isa::available() {
-            for (value, expected) in [(0.0, 0.0f32), (1e-40, 0.0), (f32::INFINITY, f32::NAN), (f32::NAN, f32::NAN)] {
+            for (value, expected) in
+                [(0.0, 0.0f32), (1e-40, 0.0), (f32::INFINITY, f32::NAN), (f32::NAN, f32::NAN)]
+            {
                 let mut row = vec![0.5f32; 64];
                 row[..32].fill(0.0);
                 row[7] = value;

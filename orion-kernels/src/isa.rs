@@ -72,9 +72,9 @@ impl Isa {
     pub fn from_name(name: &str) -> Result<Self> {
         match name.to_ascii_lowercase().as_str() {
             "scalar" => Ok(Self::Scalar),
-            "avx2" => Avx2::detect()
-                .map(Self::Avx2)
-                .ok_or_else(|| Error::unsupported("this CPU has no AVX2 with FMA and F16C").about("ORION_ISA=avx2")),
+            "avx2" => Avx2::detect().map(Self::Avx2).ok_or_else(|| {
+                Error::unsupported("this CPU has no AVX2 with FMA and F16C").about("ORION_ISA=avx2")
+            }),
             _ => Err(Error::unsupported(format!("unknown instruction set {name:?}; known: scalar, avx2"))
                 .about("ORION_ISA")),
         }

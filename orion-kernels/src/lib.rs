@@ -1,5 +1,9 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a kernel's registers are arrays, and its loops name which one"
+)]
 
 mod activations;
 mod aligned;

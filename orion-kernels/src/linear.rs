@@ -26,7 +26,12 @@ impl LinearScratch {
     #[must_use]
     pub fn new(pool: &ComputePool, rows: usize, cols: usize) -> Self {
         let thread = |_| Mutex::new((Panel::default(), AlignedBuf::zeroed(rows * TILE_ROWS)));
-        Self { rows, cols, quantised: QuantRows::new(rows, cols), threads: (0..pool.threads()).map(thread).collect() }
+        Self {
+            rows,
+            cols,
+            quantised: QuantRows::new(rows, cols),
+            threads: (0..pool.threads()).map(thread).collect(),
+        }
     }
 }
 
@@ -66,7 +71,7 @@ pub fn linear(
     out: &mut [f32],
 ) -> Result<()> {
     let (n, k) = (weights.rows(), weights.cols());
-    let rows = if k == 0 { 0 } else { input.len() / k };
+    let rows = input.len().checked_div(k).unwrap_or(0);
     if input.len() != rows * k || out.len() != rows * n || rows > scratch.rows || k > scratch.cols {
         return Err(Error::invalid(format!(
             "a product of {n} x {k} weights with {} values into {} does not fit (room for {} x {})",

@@ -13,7 +13,7 @@ pub(crate) fn exp<L: Lanes>(x: L) -> L {
     // In this order a NaN survives both bounds.
     let bounded = s(88.37).min(s(-87.33).max(x));
     let n = bounded.mul(s(std::f32::consts::LOG2_E)).round();
-    let r = n.fma(s(-0.693_359_375), bounded);
+    let r = n.fma(s(-0.693_359_4), bounded);
     let r = n.fma(s(2.121_944_4e-4), r);
     let mut p = s(1.987_569_1e-4);
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
@@ -149,7 +149,10 @@ pub fn activate_rows(isa: Isa, activation: Activation, values: &mut [f32], facto
 /// If the lengths differ.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len(), "rows of one length");
-    dispatch(isa, RmsNorm { x: x.as_ptr(), weight: weight.as_ptr(), eps, out: out.as_mut_ptr(), len: x.len() });
+    dispatch(
+        isa,
+        RmsNorm { x: x.as_ptr(), weight: weight.as_ptr(), eps, out: out.as_mut_ptr(), len: x.len() },
+    );
 }
 
 /// Pointers, so that a row can be normalised in place.
@@ -188,7 +191,10 @@ impl Kernel for RmsNorm {
             let inverse = 1.0 / (mean + eps).sqrt();
             eights!(
                 len,
-                |i: usize| L::load(x.add(i)).mul(L::splat(inverse)).mul(L::load(weight.add(i))).store(out.add(i)),
+                |i: usize| L::load(x.add(i))
+                    .mul(L::splat(inverse))
+                    .mul(L::load(weight.add(i)))
+                    .store(out.add(i)),
                 |from: usize| {
                     for i in from..len {
                         *out.add(i) = *x.add(i) * inverse * *weight.add(i);
@@ -315,7 +321,10 @@ mod tests {
         #[inline(always)]
         fn run<L: Lanes>(self) -> Vec<f32> {
             // SAFETY: chunks of eight.
-            self.0.chunks_exact(8).flat_map(|v| self.1.apply(unsafe { L::load(v.as_ptr()) }).to_array()).collect()
+            self.0
+                .chunks_exact(8)
+                .flat_map(|v| self.1.apply(unsafe { L::load(v.as_ptr()) }).to_array())
+                .collect()
         }
     }
     struct Exp;
@@ -384,7 +393,9 @@ mod tests {
             for len in [0, 1, 7, 8, 9, 1003] {
                 let xs: Vec<f32> = (0..len).map(|i| (i as f32 - 500.0) * 0.02).collect();
                 let by: Vec<f32> = (0..len).map(|i| (i % 5) as f32 - 2.0).collect();
-                for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+                for activation in
+                    [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu]
+                {
                     let mut out = xs.clone();
                     activate_rows(isa, activation, &mut out, Some(&by));
                     for ((x, by), y) in xs.iter().zip(&by).zip(out) {
@@ -392,7 +403,8 @@ mod tests {
                         let exact = match activation {
                             Activation::Silu => x / (1.0 + (-x).exp()),
                             Activation::GeluTanh => {
-                                0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)).tanh())
+                                0.5 * x
+                                    * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044_715 * x * x * x)).tanh())
                             }
                             Activation::GeluErf => 0.5 * x * (1.0 + erf64(x / 2f64.sqrt())),
                             Activation::Relu => x.max(0.0),

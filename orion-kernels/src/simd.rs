@@ -135,7 +135,11 @@ impl Lanes for Plain8 {
         map(self.0, f32::round_ties_even)
     }
     fn exp2_int(self) -> Self {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in range by the contract")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "in range by the contract"
+        )]
         map(self.0, |v| f32::from_bits(((v as i32 + 127) as u32) << 23))
     }
     fn where_less(self, a: Self, b: Self, other: Self) -> Self {
@@ -314,9 +318,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
                 kernel.run::<avx2::Avx8>()
             }
             // SAFETY: an `Avx2` token exists, so the CPU has the instructions.
-            unsafe {
-                with_avx2(kernel)
-            }
+            unsafe { with_avx2(kernel) }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Isa::Avx2(_) => kernel.run::<Plain8>(),
@@ -337,7 +339,16 @@ mod tests {
                 assert_eq!(f32_to_f16(value), bits);
             }
         }
-        for (value, bits) in [(1.0, 0x3c00), (65504.0, 0x7bff), (65519.9, 0x7bff), (65520.0, 0x7c00), (-2.0, 0xc000), (6e-8, 1), (2.9e-8, 0), (1e9, 0x7c00)] {
+        for (value, bits) in [
+            (1.0, 0x3c00),
+            (65504.0, 0x7bff),
+            (65519.9, 0x7bff),
+            (65520.0, 0x7c00),
+            (-2.0, 0xc000),
+            (6e-8, 1),
+            (2.9e-8, 0),
+            (1e9, 0x7c00),
+        ] {
             assert_eq!(f32_to_f16(value), bits, "{value}");
         }
     }

@@ -1,4 +1,6 @@
 //! A decoding step allocates nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test: a panic is a failure, an index names what is compared")]
 #![allow(unsafe_code, reason = "a global allocator that counts")]
 
 mod common;
@@ -37,8 +39,12 @@ fn a_decoding_step_allocates_nothing() {
         Workspace::new(pool, Isa::best(), model.shape.clone(), model.ropes.clone(), 64).unwrap();
     let mut kv = KvStore::new(&model.shape).unwrap();
     kv.reserve(8);
-    let stages =
-        Stages { embedding: Some(&model.embedding), first: 0, blocks: &model.blocks, head: Some(&model.head) };
+    let stages = Stages {
+        embedding: Some(&model.embedding),
+        first: 0,
+        blocks: &model.blocks,
+        head: Some(&model.head),
+    };
     let mut logits = vec![0.0; model.shape.vocab];
     let mut best = Vec::with_capacity(40);
     let mut step = |position: usize| {

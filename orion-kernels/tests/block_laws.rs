@@ -1,5 +1,7 @@
 //! What holds of every codec: bounds of the error, order, independence of rows, refusals.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is a failure, an index names what is compared")]
+
 use orion_core::{ErrorKind, TensorType};
 use orion_kernels::{dequantize, quantize};
 use proptest::prelude::*;

@@ -1,6 +1,12 @@
 //! The forward pass: against a plain implementation in double precision, and the law that chunks, batches, threads and
 //! instruction sets change no bit.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_range_loop,
+    reason = "a test: a panic is a failure, an index names what is compared"
+)]
+
 mod common;
 
 use common::model::{Model, Options, PLAIN, build};
@@ -13,8 +19,7 @@ use orion_kernels::{
 fn run(model: &Model, isa: Isa, threads: usize, tokens: &[u32], chunks: &[usize]) -> Vec<u32> {
     let pool = ComputePool::new(threads).unwrap();
     let most = *chunks.iter().max().unwrap();
-    let mut workspace =
-        Workspace::new(pool, isa, model.shape.clone(), model.ropes.clone(), most).unwrap();
+    let mut workspace = Workspace::new(pool, isa, model.shape.clone(), model.ropes.clone(), most).unwrap();
     let mut kv = KvStore::new(&model.shape).unwrap();
     kv.reserve(16);
     let pages: Vec<u32> = (0..16).rev().collect();
@@ -99,8 +104,10 @@ fn reference(model: &Model, tokens: &[u32]) -> Vec<Vec<f64>> {
                 .collect()
         };
         let normed: Vec<Vec<f64>> = xs.iter().map(|x| norm(x, &block.attn_norm)).collect();
-        let q: Vec<_> = normed.iter().enumerate().map(|(i, x)| heads(apply(&block.q, x), &block.q_norm, i)).collect();
-        let k: Vec<_> = normed.iter().enumerate().map(|(i, x)| heads(apply(&block.k, x), &block.k_norm, i)).collect();
+        let q: Vec<_> =
+            normed.iter().enumerate().map(|(i, x)| heads(apply(&block.q, x), &block.q_norm, i)).collect();
+        let k: Vec<_> =
+            normed.iter().enumerate().map(|(i, x)| heads(apply(&block.k, x), &block.k_norm, i)).collect();
         let v: Vec<_> = normed.iter().map(|x| apply(&block.v, x)).collect();
         for i in 0..xs.len() {
             let mut mixed = Vec::new();
@@ -135,7 +142,12 @@ fn reference(model: &Model, tokens: &[u32]) -> Vec<Vec<f64>> {
     }
     let head = Projection { matrix: model.head.matrix.clone(), bias: None };
     xs.iter()
-        .map(|x| apply(&head, &norm(x, &model.head.norm)).into_iter().map(|v| cap(v, model.head.soft_cap)).collect())
+        .map(|x| {
+            apply(&head, &norm(x, &model.head.norm))
+                .into_iter()
+                .map(|v| cap(v, model.head.soft_cap))
+                .collect()
+        })
         .collect()
 }
 
@@ -143,7 +155,14 @@ fn variants() -> Vec<Options> {
     vec![
         PLAIN,
         Options { bias: true, interleaved: false, kv_heads: 6, ..PLAIN },
-        Options { post_norms: true, qk_norm: true, window: Some(70), interleaved: false, kv_heads: 1, ..PLAIN },
+        Options {
+            post_norms: true,
+            qk_norm: true,
+            window: Some(70),
+            interleaved: false,
+            kv_heads: 1,
+            ..PLAIN
+        },
         Options { post_norms: true, soft_cap: Some(3.0), window: Some(200), kv_heads: 3, ..PLAIN },
         Options { ty: TensorType::F32, kv_heads: 1, window: Some(1), ..PLAIN },
     ]
@@ -178,8 +197,13 @@ fn chunks_threads_and_instruction_sets_change_no_bit() {
     for (index, options) in variants().into_iter().enumerate() {
         let model = build(options);
         let one = run(&model, Isa::best(), 1, &tokens, &[300]);
-        for (threads, chunks) in [(2, &[300usize][..]), (3, &[1]), (1, &[1]), (2, &[128, 1, 5]), (2, &[63, 64, 2])] {
-            assert!(run(&model, Isa::best(), threads, &tokens, chunks) == one, "variant {index}, {threads}, {chunks:?}");
+        for (threads, chunks) in
+            [(2, &[300usize][..]), (3, &[1]), (1, &[1]), (2, &[128, 1, 5]), (2, &[63, 64, 2])]
+        {
+            assert!(
+                run(&model, Isa::best(), threads, &tokens, chunks) == one,
+                "variant {index}, {threads}, {chunks:?}"
+            );
         }
         let short = &tokens[..140];
         for isa in Isa::available() {

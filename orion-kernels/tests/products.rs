@@ -1,6 +1,8 @@
 //! Packed products against decoded weights in double precision, and the law that nothing but a row's own values
 //! decides its bits.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is a failure, an index names what is compared")]
+
 mod common;
 
 use common::{Rng, TYPES, random};
@@ -75,8 +77,12 @@ fn products_match_decoded_weights_within_the_quantisation_of_activations() {
                     // An activation is off by at most half a step of 1/127, independently: six standard deviations of
                     // the sum. Float weights are only off by rounding.
                     let norm = w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
-                    let bound = if ty.is_quantised() { 6.0 * norm / 127.0 / 12f64.sqrt() } else { norm * 1e-5 };
-                    assert!((f64::from(y) - exact).abs() <= bound + 1e-5, "{ty} {rows}x{cols}: {y} {exact} {bound}");
+                    let bound =
+                        if ty.is_quantised() { 6.0 * norm / 127.0 / 12f64.sqrt() } else { norm * 1e-5 };
+                    assert!(
+                        (f64::from(y) - exact).abs() <= bound + 1e-5,
+                        "{ty} {rows}x{cols}: {y} {exact} {bound}"
+                    );
                 }
             }
         }
@@ -99,8 +105,10 @@ fn a_row_has_the_same_bits_in_any_batch_on_any_threads_and_instruction_set() {
             for isa in Isa::available() {
                 for pool in &pools {
                     for batch in [1, 2, 3, 4, 5, 6, 7, 17] {
-                        let out: Vec<u32> =
-                            input.chunks(batch * cols).flat_map(|x| bits(&run(pool, isa, &matrix, x))).collect();
+                        let out: Vec<u32> = input
+                            .chunks(batch * cols)
+                            .flat_map(|x| bits(&run(pool, isa, &matrix, x)))
+                            .collect();
                         assert_eq!(out, alone, "{ty} {rows}x{cols} batch {batch} on {isa}, {pool:?}");
                     }
                 }
@@ -114,7 +122,8 @@ fn an_infinity_or_nan_reaches_the_result_of_its_row_only() {
     let pool = ComputePool::new(2).unwrap();
     for ty in TYPES {
         let (rows, cols) = (16, 256);
-        let matrix = PackedMatrix::pack(&pool, ty, rows, cols, &random(ty, rows, cols, 1.0, &mut Rng(3))).unwrap();
+        let matrix =
+            PackedMatrix::pack(&pool, ty, rows, cols, &random(ty, rows, cols, 1.0, &mut Rng(3))).unwrap();
         for isa in Isa::available() {
             for poison in [f32::NAN, f32::INFINITY] {
                 let mut input = vec![0.5; 3 * cols];
@@ -137,11 +146,15 @@ fn empty_products_and_misfits() {
     let mut scratch = LinearScratch::new(&pool, 1, 32);
     let error = linear(&pool, Isa::best(), &matrix, &[0.0; 33], &mut scratch, &mut [0.0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    let kind = |ty, rows, cols, len| PackedMatrix::pack(&pool, ty, rows, cols, &vec![0; len]).unwrap_err().kind();
+    let kind =
+        |ty, rows, cols, len| PackedMatrix::pack(&pool, ty, rows, cols, &vec![0; len]).unwrap_err().kind();
     assert_eq!(kind(TensorType::Q4K, 1, 576, 324), ErrorKind::Corrupt);
     assert_eq!(kind(TensorType::Q8_0, 2, 32, 67), ErrorKind::Corrupt);
     assert_eq!(kind(TensorType::Iq4Xs, 1, 256, 136), ErrorKind::Unsupported);
-    assert_eq!(PackedMatrix::packed_bytes(TensorType::Q8_0, usize::MAX, 32).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        PackedMatrix::packed_bytes(TensorType::Q8_0, usize::MAX, 32).unwrap_err().kind(),
+        ErrorKind::Corrupt
+    );
 }
 
 #[test]

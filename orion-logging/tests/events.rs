@@ -1,5 +1,7 @@
 //! Events, spans, levels, capture, performance events.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 mod common;
 
 use std::sync::Arc;

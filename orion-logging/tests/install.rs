@@ -1,5 +1,7 @@
 //! Installing for the whole process. One test: what is installed stays.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 mod common;
 
 use orion_logging::{Format, Installed, Logging, Prometheus};

@@ -1,5 +1,7 @@
 //! Requests as spans, wide events and metrics.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 mod common;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Layers, inheritance, queries, recommendations, edits, entries from headers, the demo catalogue.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

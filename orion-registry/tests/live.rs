@@ -1,5 +1,7 @@
 //! Reloading while others read.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

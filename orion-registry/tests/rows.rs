@@ -1,5 +1,7 @@
 //! What is wrong with a registry file, row by row: every problem with its code, pointer, line and column.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use orion_registry::{MissingFiles, Registry, Report, Severity, Sources, Stage};
 
 const FILES: &str = r#""files": [{"path": "a.gguf"}]"#;

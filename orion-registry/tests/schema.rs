@@ -1,5 +1,7 @@
 //! The schema that is committed is the one the types say, and the checker reads it as a full validator does.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use orion_registry::{MissingFiles, Registry, Sources, Stage, schema_json};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -12,7 +12,8 @@ use orion_runtime::{SpecialTokens, Tokenizer};
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().ok_or("give the path of a GGUF")?;
-    let text = arguments.next().map_or(Ok(include_str!("tokenizer_load.rs").repeat(200)), fs::read_to_string)?;
+    let text =
+        arguments.next().map_or(Ok(include_str!("tokenizer_load.rs").repeat(200)), fs::read_to_string)?;
     let file = File::open(&path)?;
     let bytes = file.metadata()?.len();
     let header = orion_formats::gguf::read_header(file, bytes)?.model;
@@ -27,7 +28,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     times.sort();
     let tokenizer = tokenizer.ok_or("loaded above")?;
-    println!("{} entries: loaded in {:?} (median of 9, best {:?})", tokenizer.vocab_size(), times[4], times[0]);
+    println!(
+        "{} entries: loaded in {:?} (median of 9, best {:?})",
+        tokenizer.vocab_size(),
+        times[4],
+        times[0]
+    );
     if let (Some(before), Some(after)) = (before, resident_kib()) {
         println!("{:.1} MiB resident more than before", (after - before) / 1024.0);
     }

@@ -448,7 +448,12 @@ pub(super) fn positive<const N: usize>(x: &[f32; N], weights: &[f32; N], top: i3
 
 /// The weighted squared error of the levels that `inverse` gives.
 #[inline(always)]
-fn level_error<const N: usize>(x: &[f32; N], weights: &[f32; N], inverse: f32, limit: impl Fn(i32) -> i32) -> f32 {
+fn level_error<const N: usize>(
+    x: &[f32; N],
+    weights: &[f32; N],
+    inverse: f32,
+    limit: impl Fn(i32) -> i32,
+) -> f32 {
     let scale = 1.0 / inverse;
     let mut sum = 0.0;
     for (&x, &w) in x.iter().zip(weights) {

@@ -174,7 +174,8 @@ impl ComputePool {
         let started = Instant::now();
         let region = Region::new(shared, 0, participants);
         shared.enter(body, &region);
-        let waited = region.slow_wait.get() + shared.waits.until(|| shared.inside.0.load(Ordering::Acquire) == 0);
+        let waited =
+            region.slow_wait.get() + shared.waits.until(|| shared.inside.0.load(Ordering::Acquire) == 0);
         if shared.poisoned.load(Ordering::Acquire) {
             let message = shared.panic_message.lock().unwrap_or_else(PoisonError::into_inner).take();
             let message = message.unwrap_or_else(|| "no message".to_owned());
@@ -239,7 +240,8 @@ impl Shared {
         IN_REGION.set(false);
         if let Err(payload) = result {
             if !payload.is::<Abandoned>() {
-                *self.panic_message.lock().unwrap_or_else(PoisonError::into_inner) = Some(message_of(&*payload));
+                *self.panic_message.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(message_of(&*payload));
             }
             self.poisoned.store(true, Ordering::SeqCst);
             self.waits.wake();

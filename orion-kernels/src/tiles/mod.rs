@@ -95,7 +95,9 @@ impl PackedMatrix {
     /// [`Corrupt`](orion_core::ErrorKind::Corrupt) if a row is no whole number of blocks or the size overflows.
     pub fn packed_bytes(ty: TensorType, rows: usize, cols: usize) -> Result<usize> {
         let (_, tile_bytes) = Self::geometry(ty, cols)?;
-        tile_bytes.checked_mul(rows.div_ceil(TILE_ROWS)).ok_or_else(|| Error::corrupt("matrix size overflows"))
+        tile_bytes
+            .checked_mul(rows.div_ceil(TILE_ROWS))
+            .ok_or_else(|| Error::corrupt("matrix size overflows"))
     }
 
     fn geometry(ty: TensorType, cols: usize) -> Result<(BlockShape, usize)> {
@@ -141,7 +143,8 @@ impl PackedMatrix {
         let (shape, tile_bytes) = Self::geometry(ty, cols)?;
         let total = Self::packed_bytes(ty, rows, cols)?;
         if bytes.len() != total {
-            let message = format!("a packed {ty} matrix of {rows} x {cols} takes {total} bytes, got {}", bytes.len());
+            let message =
+                format!("a packed {ty} matrix of {rows} x {cols} takes {total} bytes, got {}", bytes.len());
             return Err(Error::corrupt(message));
         }
         if !bytes.as_ptr().addr().is_multiple_of(64) {

@@ -348,4 +348,3 @@ fn k_six<L: Lanes>(panel: &mut Panel, blocks: &[u8]) {
         halves::<L>(&block[3328..], &mut panel.scale[at..at + TILE_ROWS]);
     }
 }
-

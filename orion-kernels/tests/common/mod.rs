@@ -27,7 +27,9 @@ pub(crate) fn random(ty: TensorType, rows: usize, cols: usize, size: f32, rng: &
         TensorType::BF16 => {
             (0..count).flat_map(|_| (((rng.unit() * size).to_bits() >> 16) as u16).to_le_bytes()).collect()
         }
-        TensorType::F16 => (0..count).flat_map(|_| half::f16::from_f32(rng.unit() * size).to_le_bytes()).collect(),
+        TensorType::F16 => {
+            (0..count).flat_map(|_| half::f16::from_f32(rng.unit() * size).to_le_bytes()).collect()
+        }
         _ => {
             let (len, bytes) = (ty.block_len(), ty.block_bytes());
             let mut out: Vec<u8> = (0..count / len * bytes).map(|_| rng.next() as u8).collect();

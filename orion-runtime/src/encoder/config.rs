@@ -137,7 +137,7 @@ impl BertConfig {
                 return Err(Error::corrupt(format!("{field} is {value}, expected 1 to {most}")));
             }
         }
-        if self.hidden % self.heads != 0 {
+        if !self.hidden.is_multiple_of(self.heads) {
             return Err(Error::corrupt(format!(
                 "hidden_size {} is no multiple of num_attention_heads {}",
                 self.hidden, self.heads

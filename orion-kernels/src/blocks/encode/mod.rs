@@ -7,8 +7,8 @@ mod weights;
 
 use orion_core::TensorType;
 
-use crate::isa::Isa;
 use super::lanes::{Lanes, Portable};
+use crate::isa::Isa;
 
 /// Rows to encode. Lengths are checked: whole rows, whole blocks, one importance per column.
 #[derive(Debug, Clone, Copy)]
