@@ -133,13 +133,13 @@ impl Reference {
         let slow = window.iter().filter(|call| call.2).count();
         let too_many = share(failures) || share(slow);
         match self.state {
-            BreakerState::Closed => {
+            BreakerState::Closed
                 if self.variant.streak.is_some_and(|limit| self.streak >= limit)
-                    || window.len() >= 4 && too_many
-                {
-                    self.open();
-                }
+                    || window.len() >= 4 && too_many =>
+            {
+                self.open();
             }
+            BreakerState::Closed => {}
             BreakerState::HalfOpen => {
                 if failed && !self.variant.by_rate {
                     self.open();

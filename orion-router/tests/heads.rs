@@ -1,5 +1,7 @@
 //! Heads and routers on an embedder without a model: what is learned, saved, refused.
 
+#![allow(clippy::unwrap_used, clippy::useless_vec, reason = "a test: a panic is a failure")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

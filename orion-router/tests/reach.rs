@@ -5,6 +5,12 @@
 //! [ORION_ROUTER_PRECISION=f32] cargo test --release -p orion-router --test reach -- --ignored --nocapture
 //! ```
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that reports figures; a panic is a failure"
+)]
+
 #[path = "../../orion-runtime/tests/common/mod.rs"]
 mod common;
 

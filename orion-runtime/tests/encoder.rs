@@ -1,5 +1,7 @@
 //! The sentence encoder against reference embeddings (`encoder_golden.py`), and against hostile files.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The CPU executor against the portable one, on random models of every architecture.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

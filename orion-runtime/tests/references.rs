@@ -1,6 +1,8 @@
 //! Every architecture against the logits transformers computes for it, from both spellings of `config.json` and from
 //! GGUF.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use std::path::Path;
 
 use orion_core::TokenId;
@@ -20,7 +22,7 @@ fn difference(case: &Case, path: &Path, chunk: usize) -> Result<f32, String> {
         let tokens: Vec<TokenId> = case.tokens.iter().copied().map(TokenId).collect();
         let (mut worst, mut seen) = (0f32, 0);
         model.evaluate(&tokens, Positions::All, |position, logits| {
-            let golden = case.logits.row(position);
+            let golden = case.expected.row(position);
             assert_eq!(logits.len(), golden.len(), "{}", case.name);
             for (got, want) in logits.iter().zip(golden) {
                 // A NaN on either side must not hide behind a comparison.
@@ -28,7 +30,7 @@ fn difference(case: &Case, path: &Path, chunk: usize) -> Result<f32, String> {
             }
             seen += 1;
         })?;
-        assert_eq!(seen, case.logits.rows(), "{}", case.name);
+        assert_eq!(seen, case.expected.rows(), "{}", case.name);
         Ok::<f32, orion_core::Error>(worst)
     };
     run().map_err(|error| error.to_string())
