@@ -75,6 +75,8 @@ fn templates_render_as_hugging_face_renders_them() {
             match (&got, expected.as_str()) {
                 (Ok(got), Some(expected)) if got.text() == expected => {}
                 (Err(error), None) if error.kind() == ErrorKind::Template => {}
+                // Python failed here for a reason of its own.
+                _ if expected == &Value::Bool(false) => {}
                 _ => {
                     let got = got.map(|got| got.text().to_owned()).map_err(|error| error.to_string());
                     wrong.push(format!("{name} case {at}\n  got      {got:?}\n  expected {expected:?}"));
@@ -149,6 +151,15 @@ fn templates_without_end_or_measure_are_stopped() {
     refused(
         "doubling a list",
         &format!("{{% set x = [1] %}}{}{{{{ x }}}}", "{% set x = x + x %}".repeat(40)),
+    );
+    let twice = format!("{{% set x = [1] %}}{}", "{% set x = [x, x] %}".repeat(40));
+    refused("a value that holds itself twice", &format!("{twice}{{{{ x }}}}"));
+    refused("the same as JSON", &format!("{twice}{{{{ x|tojson }}}}"));
+    refused("the same as text", &format!("{twice}{{{{ (x ~ '')|length }}}}"));
+    refused("the same as text by a filter", &format!("{twice}{{{{ x|string|length }}}}"));
+    refused(
+        "the same compared",
+        &format!("{twice}{{% set y = [1] %}}{}{{{{ x == y }}}}", "{% set y = [y, y] %}".repeat(40)),
     );
     refused("repetition", "{{ 'a' * 1000000000000 }}");
     refused("range", "{{ range(1000000000)|list }}");
@@ -287,14 +298,14 @@ fn special_tokens_in_messages_stay_text() {
 
 #[test]
 fn special_tokens_in_tools_and_roles_stay_text() {
-    let tokenizer = tiny_with(&["<s>", "</s>", "<unk>", "<a>", "<a>b", "Q"]);
+    let tokenizer = tiny_with(&["<s>", "</s>", "<unk>", "<a>", "<a>b", "é"]);
     let template =
         ChatTemplate::new("<a>{{ tools | tojson }}{{ messages[0].role }}{{ messages[0].x.y }}").unwrap();
     let mut options = options();
-    options.tools = Some(r#"["<a>b", {"k": "xQQ</s>"}]"#.to_owned());
-    let messages = r#"[{"role": "<s>", "content": "", "x": {"y": "<a><a>bQ"}}]"#;
+    options.tools = Some(r#"["<a>b", {"k": "xéé</s>"}]"#.to_owned());
+    let messages = r#"[{"role": "<s>", "content": "", "x": {"y": "<a><a>bé"}}]"#;
     let prompt = template.render_json(&tokenizer, messages, &options).unwrap();
-    assert_eq!(prompt.text(), r#"<a>["<a>b", {"k": "xQQ</s>"}]<s><a><a>bQ"#);
+    assert_eq!(prompt.text(), r#"<a>["<a>b", {"k": "xéé</s>"}]<s><a><a>bé"#);
     let ids = tokenizer.encode_prompt(&prompt).unwrap();
     let control: Vec<u32> = ids.iter().filter(|&&id| tokenizer.is_control(id)).map(|id| id.0).collect();
     assert_eq!(control, [3], "only the token that the template wrote");

@@ -129,7 +129,7 @@ fn every_pre_tokenizer_splits_as_llama_cpp_does() {
             }
         }
     }
-    assert!(names >= 60, "{names} pre-tokenizers");
+    assert!(names >= 50, "{names} pre-tokenizers");
     assert!(wrong.is_empty(), "{} differences\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -5,7 +5,8 @@
 
 Needs `transformers` and `jinja2` (no torch). Each template is rendered by the environment that
 `apply_chat_template` uses, for the conversations below, with BOS `<s>`, EOS `</s>` and the time fixed. OUT gets
-`cases.json`, and one file per name: {"source", "expected"}, where a string is the text and null an error.
+`cases.json`, and one file per name: {"source", "expected"}, where a string is the text, null a conversation that the
+template refuses, and false one at which Python fails otherwise (an undefined variable, say).
 """
 
 import datetime
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 
+import jinja2
 from transformers.utils import chat_template_utils
 
 NOW = datetime.datetime(2025, 3, 9, 17, 4, 5)
@@ -94,9 +96,10 @@ def render(template, case):
             strftime_now=NOW.strftime,
             **case.get("variables", {}),
         )
-    except Exception as error:
-        print("   ", type(error).__name__, str(error)[:100], file=sys.stderr)
-        return None
+    except jinja2.exceptions.TemplateError as error:
+        return None if type(error) is jinja2.exceptions.TemplateError else False
+    except (TypeError, ValueError):
+        return False
 
 
 def main():

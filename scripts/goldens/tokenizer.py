@@ -29,8 +29,9 @@ from hard_strings import strings
 VOCAB_ONLY = 72  # offset of `vocab_only` in llama_model_params; `use_extra_bufts`, true by default, is two bytes on
 
 
+# Without glm4: this llama.cpp merges its words, later ones and Hugging Face take those that are entries whole.
 PRE = """default minicpm5 llama3 llama-bpe deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu falcon mpt starcoder
-gpt-2 jais-2 gemma4 sarvam-moe refact command-r qwen2 qwen35 stablelm2 olmo dbrx smaug-bpe poro-chat chatglm-bpe glm4
+gpt-2 jais-2 gemma4 sarvam-moe refact command-r qwen2 qwen35 stablelm2 olmo dbrx smaug-bpe poro-chat chatglm-bpe
 viking jais tekken smollm codeshell bloom gpt3-finnish exaone exaone4 exaone-moe chameleon minerva-7b megrez gpt-4o
 llama4 granite-embed-multi-97m tiny_aya superbpe trillion granite-docling bailingmoe seed-coder hunyuan hunyuan-dense
 joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2 hy_v4""".split()

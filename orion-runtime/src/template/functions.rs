@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use minijinja::value::{Kwargs, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::guard;
 use super::json::{self, Style};
 
 pub(super) fn register(environment: &mut Environment<'_>) {
@@ -13,7 +14,81 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter("string", string);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
+    environment.add_filter(guard::MEASURED, measured);
+    environment.add_filter(guard::WEIGHED, weighed);
+    environment.set_formatter(write);
+    environment.add_test("iterable", |value: &Value| {
+        use ValueKind as K;
+        matches!(value.kind(), K::Undefined | K::String | K::Bytes | K::Seq | K::Map | K::Iterable)
+    });
     environment.set_unknown_method_callback(python_method);
+}
+
+/// Charges for the length of a list.
+fn measured(state: &State, value: Value) -> Result<Value, Error> {
+    if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        state.consume_fuel(value.len().map_or(1, |len| len as u64 / 64))?;
+    }
+    Ok(value)
+}
+
+/// Charges for all that a value holds.
+fn weighed(state: &State, value: Value) -> Result<Value, Error> {
+    weigh(state, &value)?;
+    Ok(value)
+}
+
+/// Writes a value, charged in advance: what it holds may be far more than what it takes.
+fn write(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    weigh(state, value)?;
+    escape_formatter(out, state, value)
+}
+
+fn weigh(state: &State, value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::String => state.consume_fuel(value.as_str().map_or(0, str::len) as u64 / 64),
+        ValueKind::Seq | ValueKind::Iterable => {
+            for item in value.try_iter()? {
+                state.consume_fuel(1)?;
+                weigh(state, &item)?;
+            }
+            Ok(())
+        }
+        ValueKind::Map => {
+            for key in value.try_iter()? {
+                state.consume_fuel(1)?;
+                weigh(state, &key)?;
+                weigh(state, &value.get_item(&key)?)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    weigh(state, value)?;
+    Ok(if value.kind() == ValueKind::String { value.clone() } else { Value::from(value.to_string()) })
+}
+
+/// HTML's special characters as Python's `markupsafe` writes them.
+fn escape(state: &State, value: &Value) -> Result<String, Error> {
+    weigh(state, value)?;
+    let mut escaped = String::new();
+    for letter in value.to_string().chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            other => escaped.push(other),
+        }
+    }
+    Ok(escaped)
 }
 
 /// Methods of Python's strings that `pycompat` leaves out, and those it knows.
@@ -55,7 +130,13 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the engine hands filters their options by value")]
-fn to_json(value: &Value, ensure_ascii: Option<bool>, options: Kwargs) -> Result<Value, Error> {
+fn to_json(
+    state: &State,
+    value: &Value,
+    ensure_ascii: Option<bool>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    weigh(state, value)?;
     let indent: Option<Value> = options.get("indent")?;
     let indent = indent.filter(|indent| indent.kind() == ValueKind::Number).and_then(|n| n.as_usize());
     let separators: Option<Vec<String>> = options.get("separators")?;

@@ -40,7 +40,7 @@ pub(super) fn check(source: &str) -> Result<String> {
             kept.push_str(tag);
             continue;
         }
-        let (words, chain) = measure(tag);
+        let (words, chain, places) = measure(tag);
         if chain > MAX_CHAIN {
             return Err(refused(format!(
                 "an expression chains {chain} operators, at most {MAX_CHAIN} are allowed"
@@ -52,7 +52,7 @@ pub(super) fn check(source: &str) -> Result<String> {
                 if elif > MAX_ELIF {
                     return Err(refused(format!("the template has more than {MAX_ELIF} elif tags")));
                 }
-                kept.push_str(tag);
+                push_measured(tag, &places, &mut kept);
             }
             // Marks what the model said, for training; here the text between the tags is kept as it is.
             Some("generation") => kept.push_str(&tag.replacen("generation", "if true", 1)),
@@ -63,7 +63,7 @@ pub(super) fn check(source: &str) -> Result<String> {
                 kept.push_str(&rest[..end]);
                 rest = &rest[end..];
             }
-            _ => kept.push_str(tag),
+            _ => push_measured(tag, &places, &mut kept),
         }
     }
     kept.push_str(rest);
@@ -111,29 +111,66 @@ fn string_end(bytes: &[u8], at: usize) -> usize {
     (end + 1).min(bytes.len())
 }
 
-/// The words of a tag, and how many operators it has, those that are words included.
-fn measure(tag: &str) -> (Vec<&str>, usize) {
+/// A filter that hands on what it is given and charges for its length.
+///
+/// The engine joins lists lazily and charges nothing for it: forty times `x + x` is a list of 2^40 entries. So what
+/// stands before a `+` is measured.
+pub(super) const MEASURED: &str = "__measured";
+
+/// A filter that hands on what it is given and charges for all that it holds.
+///
+/// A list may hold another one twice: forty times `[x, x]` is small until it is written or compared. So what stands
+/// before a `~`, `==` or `!=` is weighed.
+pub(super) const WEIGHED: &str = "__weighed";
+
+/// Appends a tag with what stands before each of the operators at `places` measured or weighed.
+fn push_measured(tag: &str, places: &[usize], kept: &mut String) {
+    let mut from = 0;
+    for &at in places {
+        kept.push_str(&tag[from..at]);
+        kept.push('|');
+        kept.push_str(if tag.as_bytes()[at] == b'+' { MEASURED } else { WEIGHED });
+        kept.push(' ');
+        from = at;
+    }
+    kept.push_str(&tag[from..]);
+}
+
+/// The words of a tag; how many operators it has, those that are words included; and where it adds, joins or compares two operands.
+fn measure(tag: &str) -> (Vec<&str>, usize, Vec<usize>) {
     let bytes = tag.as_bytes();
     let (mut words, mut chain, mut at) = (Vec::new(), 0, 2);
+    let (mut places, mut after_operand) = (Vec::new(), false);
     while at < bytes.len() {
         match bytes[at] {
-            b'"' | b'\'' => at = string_end(bytes, at),
+            b'"' | b'\'' => {
+                at = string_end(bytes, at);
+                after_operand = true;
+            }
             byte if byte.is_ascii_alphanumeric() || byte == b'_' => {
                 let len = bytes[at..].iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
                 let word = &tag[at..at + len];
-                if matches!(word, "and" | "or" | "not" | "in" | "is" | "if" | "else") {
-                    chain += 1;
-                }
+                let operator = matches!(word, "and" | "or" | "not" | "in" | "is" | "if" | "else" | "elif");
+                chain += usize::from(operator);
+                // After `is` comes the name of a test, which takes no filter.
+                after_operand = !operator && !matches!(words.as_slice(), [.., "is"] | [.., "is", "not"]);
                 words.push(word);
                 at += len;
             }
             byte => {
+                let closes = matches!(bytes.get(at + 1..), Some([b'%' | b'}', b'}']));
+                let compares = matches!(byte, b'=' | b'!') && bytes.get(at + 1) == Some(&b'=');
+                if after_operand && (compares || byte == b'~' || (byte == b'+' && !closes)) {
+                    places.push(at);
+                }
                 chain += usize::from(byte.is_ascii_punctuation() && !matches!(byte, b',' | b':'));
+                after_operand =
+                    matches!(byte, b')' | b']' | b'}') || (after_operand && byte.is_ascii_whitespace());
                 at += 1;
             }
         }
     }
-    (words, chain)
+    (words, chain, places)
 }
 
 /// Where the `{% endraw %}` of a raw block begins.
@@ -168,6 +205,24 @@ mod tests {
     fn generation_tags_become_blocks_that_do_nothing() {
         let source = "a{% generation %}b{%- endgeneration -%}c {{ 'generation' }}";
         assert_eq!(check(source).unwrap(), "a{% if true %}b{%- endif -%}c {{ 'generation' }}");
+    }
+
+    #[test]
+    fn what_stands_before_an_operator_is_measured_and_nothing_else() {
+        for (source, expected) in [
+            (
+                "{{ a + b[0]+ 'c' +(d) +1 }}",
+                "{{ a |__measured + b[0]|__measured + 'c' |__measured +(d) |__measured +1 }}",
+            ),
+            ("{%+ if a +%}x+y{%- endif +%}", "{%+ if a +%}x+y{%- endif +%}"),
+            ("{{ (+1) }}{{ 'a + b' }}{{ a and +1 }}", "{{ (+1) }}{{ 'a + b' }}{{ a and +1 }}"),
+            ("{% if a ~ 'b' == c != d %}", "{% if a |__weighed ~ 'b' |__weighed == c |__weighed != d %}"),
+            ("{% set a = b <= c %}", "{% set a = b <= c %}"),
+            ("{% if a is defined == b is not string ~ c %}", "{% if a is defined == b is not string ~ c %}"),
+            ("{{ a() + {'b': 1}}}", "{{ a() |__measured + {'b': 1}}}"),
+        ] {
+            assert_eq!(check(source).unwrap(), expected);
+        }
     }
 
     #[test]
