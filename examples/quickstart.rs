@@ -7,7 +7,7 @@ use orion::{Generation, ModelExt};
 fn main() -> orion::Result<()> {
     let model = std::env::args().nth(1).map_or_else(orion_testkit::models::smollm2, Into::into);
     let model = orion::open(model)?;
-    let question = Generation::user("What is the capital of France?").max_tokens(64);
+    let question = Generation::user("Explain in one sentence why the sky is blue.").max_tokens(64);
     println!("{}", model.generate(question)?.text);
     Ok(())
 }

@@ -47,11 +47,10 @@ fn scratch(name: &str) -> PathBuf {
 
 #[test]
 fn generate_reports_text_tokens_usage_and_timings() {
-    let run = || {
-        succeeds(&on_model("generate", &["--prompt", "What is the capital of France?", "-n", "24", "--json"]))
-    };
+    let prompt = ["--prompt", "List three fruits.", "--repetition-penalty", "1", "-n", "80", "--json"];
+    let run = || succeeds(&on_model("generate", &prompt));
     let report = run();
-    assert!(report["text"].as_str().unwrap().contains("Paris"), "{report}");
+    assert!(report["text"].as_str().unwrap().contains("Apples"), "{report}");
     assert_eq!(report["finish_reason"], "stop");
     assert_eq!(report["usage"]["completion_tokens"], report["token_ids"].as_array().unwrap().len());
     for key in ["ttft_s", "prefill_tps", "decode_tps", "load_s"] {
@@ -234,12 +233,12 @@ fn an_interrupt_stops_the_answer_and_not_the_program() {
     assert!(!output.fill_buf().unwrap().is_empty());
     let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(status.success());
-    input.write_all(b"What is the capital of France?\n/quit\n").unwrap();
+    input.write_all(b"List three fruits.\n/quit\n").unwrap();
     drop(input);
     let mut rest = String::new();
     std::io::Read::read_to_string(&mut output, &mut rest).unwrap();
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&ended.stderr).contains("(stopped)"));
-    assert!(rest.contains("Paris"), "{rest}");
+    assert!(rest.contains("Apples"), "{rest}");
 }
