@@ -66,10 +66,17 @@ pub enum Activation {
     Relu,
 }
 
+/// `x / (1 + e^-by)`.
 #[inline(always)]
-pub(crate) fn activate<L: Lanes>(activation: Activation, x: L) -> L {
+fn logistic<L: Lanes>(x: L, by: L) -> L {
+    x.div(L::splat(1.0).add(exp(by.mul(L::splat(-1.0)))))
+}
+
+// No closures around lanes: one that is not inlined is compiled without the vector instructions, and then every
+// operation in it is a call.
+#[inline(always)]
+fn activate<L: Lanes>(activation: Activation, x: L) -> L {
     let s = L::splat;
-    let logistic = |x: L, by: L| x.div(s(1.0).add(exp(by.mul(s(-1.0)))));
     match activation {
         Activation::Silu => logistic(x, x),
         Activation::GeluTanh => {
@@ -108,29 +115,28 @@ impl Kernel for Gate<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let Self(activation, values, factor) = self;
-        let one = [1.0f32; 8];
         let len = values.len();
         let values = values.as_mut_ptr();
-        eights!(
-            len,
-            |i: usize| {
-                // SAFETY: eight values from `i` on exist in both.
-                unsafe {
-                    let by = L::load(factor.map_or(one.as_ptr(), |f| f.as_ptr().add(i)));
-                    activate(activation, L::load(values.add(i))).mul(by).store(values.add(i));
+        let mut i = 0;
+        // SAFETY: all indices are below the length, and `factor` is no shorter.
+        unsafe {
+            while i + 8 <= len {
+                let mut value = activate(activation, L::load(values.add(i)));
+                if let Some(factor) = factor {
+                    value = value.mul(L::load(factor.as_ptr().add(i)));
                 }
-            },
-            |i: usize| {
-                for at in i..len {
-                    // SAFETY: `at` is below the length.
-                    unsafe {
-                        let by = factor.map_or(1.0, |f| f[at]);
-                        let v = activate(activation, L::splat(*values.add(at))).mul(L::splat(by));
-                        *values.add(at) = v.to_array()[0];
-                    }
-                }
+                value.store(values.add(i));
+                i += 8;
             }
-        );
+            while i < len {
+                let mut value = activate(activation, L::splat(*values.add(i)));
+                if let Some(factor) = factor {
+                    value = value.mul(L::splat(factor[i]));
+                }
+                *values.add(i) = value.to_array()[0];
+                i += 1;
+            }
+        }
     }
 }
 
