@@ -1,4 +1,4 @@
-//! Every interleaving of the permit ledger, and of cancel, hand-over and deadline.
+//! Every interleaving of the permit ledger; cancel, hand-over, deadline and shutdown with a bounded number of preemptions.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p orion-resilience --test loom --target-dir target/loom`
 #![cfg(loom)]
