@@ -20,6 +20,12 @@ pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
             names.push(name);
         }
     }
+    choose(&names, &subject()).map(|name| directory.join(name))
+}
+
+/// The one of these file names that is the model: of whole sets of names, so that repositories choose alike.
+pub(crate) fn choose(names: &[String], subject: &str) -> Result<String> {
+    let mut names = names.to_vec();
     names.sort();
     let has = |name: &str| names.iter().any(|other| other == name);
     let mut candidates: Vec<&str> = Vec::new();
@@ -38,15 +44,15 @@ pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
         candidates.extend(names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")));
     }
     match candidates[..] {
-        [only] => Ok(directory.join(only)),
+        [only] => Ok(only.to_owned()),
         [] => Err(Error::new(
             ErrorKind::NotFound,
             format!("no model in the directory: neither a .gguf nor a .safetensors file nor {INDEX}"),
         )
-        .about(subject())),
+        .about(subject)),
         _ => {
             Err(Error::invalid(format!("several models in the directory, name one: {}", listed(&candidates)))
-                .about(subject()))
+                .about(subject))
         }
     }
 }

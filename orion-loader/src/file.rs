@@ -36,7 +36,7 @@ impl OpenFile {
 
     /// Reads from the start, without the file's own cursor.
     pub(crate) fn reader(&self) -> impl Read + '_ {
-        PositionalReader { file: &self.file, offset: 0 }
+        PositionalReader::new(&self.file)
     }
 
     /// The first bytes, at most `most`.
@@ -88,9 +88,16 @@ const O_NONBLOCK: i32 = 0o4000;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const O_NONBLOCK: i32 = 4;
 
-struct PositionalReader<'a> {
+/// Reads from the start, without the file's own cursor.
+pub(crate) struct PositionalReader<'a> {
     file: &'a File,
     offset: u64,
+}
+
+impl<'a> PositionalReader<'a> {
+    pub(crate) fn new(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
 }
 
 impl Read for PositionalReader<'_> {
