@@ -5,6 +5,7 @@
 //! refs/<sha256 of URL>.json  which blob a URL was, and its entity tag
 //! partial/<key>.<nonce>.part downloads that are under way or were cut short, each of one process
 //! partial/<key>.<nonce>.json the entity tag they belong to
+//! marks/<sha256 of path>.json files elsewhere that were verified, and what they were then
 //! quarantine/                blobs that no longer have their digest
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -61,6 +63,31 @@ pub(crate) struct Ref {
     pub(crate) etag: Option<String>,
 }
 
+/// What a file was when it was verified.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    digest: Digest,
+    bytes: u64,
+    device: u64,
+    inode: u64,
+    modified_seconds: i64,
+    modified_nanoseconds: i64,
+}
+
+impl Mark {
+    fn of(file: &File, digest: &Digest) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            digest: *digest,
+            bytes: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified_seconds: metadata.mtime(),
+            modified_nanoseconds: metadata.mtime_nsec(),
+        })
+    }
+}
+
 impl Cache {
     /// A store in that directory, which is made if it is not there.
     ///
@@ -68,7 +95,7 @@ impl Cache {
     /// [`Io`](ErrorKind::Io) if it cannot be made or written.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let cache = Self { root: root.into() };
-        for name in ["blobs", "refs", "partial", "quarantine"] {
+        for name in ["blobs", "refs", "marks", "partial", "quarantine"] {
             let path = cache.root.join(name);
             fs::create_dir_all(&path).map_err(|error| io_error(error, &path))?;
         }
@@ -160,6 +187,37 @@ impl Cache {
         Ok(removed)
     }
 
+    /// Whether the file was verified against that digest and has the same inode, length and time since.
+    pub(crate) fn is_marked(&self, path: &Path, file: &File, digest: &Digest) -> bool {
+        let Ok(mark) = Mark::of(file, digest) else { return false };
+        let found = fs::read(self.mark_path(path)).ok();
+        found.and_then(|bytes| serde_json::from_slice::<Mark>(&bytes).ok()) == Some(mark)
+    }
+
+    /// Notes that the file was verified.
+    pub(crate) fn mark(&self, path: &Path, file: &File, digest: &Digest) -> Result<()> {
+        let mark = Mark::of(file, digest).map_err(|error| io_error(error, path))?;
+        let bytes = serde_json::to_vec(&mark).expect("strings and numbers always serialise");
+        self.replace(&self.mark_path(path), &bytes)
+    }
+
+    fn mark_path(&self, path: &Path) -> PathBuf {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        self.root.join("marks").join(format!("{}.json", key_of(&path.to_string_lossy())))
+    }
+
+    /// Puts a small file in another's place, durably and at once.
+    fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let partial = self.root.join("partial").join(format!("{name}.{}.new", nonce()));
+        write_durably(&partial, bytes)?;
+        fs::rename(&partial, path).map_err(|error| {
+            let _ = fs::remove_file(&partial);
+            io_error(error, path)
+        })?;
+        sync_directory(path.parent().unwrap_or(&self.root))
+    }
+
     fn quarantine(&self, digest: &Digest) {
         let to = self.root.join("quarantine").join(format!("{digest}.{}", nonce()));
         let from = self.blob_path(digest);
@@ -219,10 +277,7 @@ impl Cache {
     pub(crate) fn write_ref(&self, reference: &Ref) -> Result<()> {
         let path = self.ref_path(&reference.url);
         let bytes = serde_json::to_vec(reference).expect("strings and numbers always serialise");
-        let partial = self.new_partial(&key_of(&reference.url));
-        write_durably(&partial, &bytes)?;
-        fs::rename(&partial, &path).map_err(|error| io_error(error, &path))?;
-        sync_directory(&self.root.join("refs"))
+        self.replace(&path, &bytes)
     }
 
     fn ref_path(&self, url: &str) -> PathBuf {

@@ -7,8 +7,9 @@ use orion_core::{Error, ErrorKind, Result};
 use orion_formats::gguf::SplitName;
 
 use crate::open::INDEX;
+use crate::shards::MANIFEST;
 
-/// The one file to open: the index, the one safetensors file, the one GGUF file or the first part of the one split.
+/// The one file to open: the manifest of a shard set, the index, the one safetensors file, the one GGUF file or the first part of the one split.
 pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
     let subject = || directory.display().to_string();
     let mut names: Vec<String> = Vec::new();
@@ -28,6 +29,10 @@ pub(crate) fn choose(names: &[String], subject: &str) -> Result<String> {
     let mut names = names.to_vec();
     names.sort();
     let has = |name: &str| names.iter().any(|other| other == name);
+    if has(MANIFEST) {
+        // What stands beside it belongs to it.
+        return Ok(MANIFEST.to_owned());
+    }
     let mut candidates: Vec<&str> = Vec::new();
     for name in &names {
         let later_part = SplitName::parse(name)
@@ -47,7 +52,7 @@ pub(crate) fn choose(names: &[String], subject: &str) -> Result<String> {
         [only] => Ok(only.to_owned()),
         [] => Err(Error::new(
             ErrorKind::NotFound,
-            format!("no model in the directory: neither a .gguf nor a .safetensors file nor {INDEX}"),
+            format!("no model in the directory: neither a .gguf nor a .safetensors file nor {INDEX} nor {MANIFEST}"),
         )
         .about(subject)),
         _ => {

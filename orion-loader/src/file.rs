@@ -63,7 +63,8 @@ impl OpenFile {
         Error::io(error, self.subject())
     }
 
-    fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+    /// The bytes of a range.
+    pub(crate) fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|error| {

@@ -15,13 +15,15 @@ mod open;
 mod options;
 mod progress;
 mod remote;
+mod shards;
 mod side_files;
 mod transfer;
 
 pub use cache::{Blob, Cache, Verified};
 pub use file::FileSource;
-pub use loader::{Loader, MANIFEST, Prefetch};
+pub use loader::{Loader, Prefetch};
 pub use memory::MemorySource;
 pub use open::open;
 pub use options::LoaderOptions;
 pub use progress::{Phase, Progress};
+pub use shards::MANIFEST;

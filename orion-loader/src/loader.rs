@@ -1,14 +1,13 @@
 //! From a location to a source: what has to be fetched, and in which order.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use orion_core::{CancelToken, Error, ErrorKind, MetaValue, Result, WeightSource};
 use orion_formats::gguf::{self, GgufHeader, SplitName};
 use orion_formats::safetensors::{self, SafetensorsHeader};
 use orion_formats::{Reason, ShardIndex, ShardSet};
-use sha2::{Digest as _, Sha256};
 
 use crate::arriving::Arriving;
 use crate::cache::Cache;
@@ -16,13 +15,11 @@ use crate::directory::choose;
 use crate::fetch::{Fetcher, Wanted};
 use crate::http::{Answer, Ask, Client, origin, parse, shown};
 use crate::hub::{HubLocation, Listing};
-use crate::open::{LONGEST_INDEX, open};
+use crate::open::{LONGEST_INDEX, open_local};
 use crate::options::LoaderOptions;
 use crate::remote::{Arrivals, Known, RemoteSource};
+use crate::shards::{LONGEST_SIDE_FILE, MANIFEST, set_digest};
 use crate::side_files::SIDE_FILES;
-
-/// The manifest of a shard set.
-pub const MANIFEST: &str = "orion-shards.json";
 
 /// Opens models wherever they are, and keeps what it fetches.
 #[derive(Clone)]
@@ -120,7 +117,7 @@ impl Loader {
         &self.fetcher.cache
     }
 
-    /// Opens a model: a path (see [`open`]), the URL of a GGUF file, of any part of a split one, of a safetensors
+    /// Opens a model: a path (see [`open`](crate::open)), the URL of a GGUF file, of any part of a split one, of a safetensors
     /// file, of a shard index or of a shard set's manifest, or `hf://org/name@revision/file`, whose revision and
     /// file may be left out.
     ///
@@ -129,10 +126,10 @@ impl Loader {
     /// arrived.
     ///
     /// # Errors
-    /// As [`open`]; [`Network`](ErrorKind::Network); [`NotFound`](ErrorKind::NotFound) when offline and not cached.
+    /// As [`open`](crate::open); [`Network`](ErrorKind::Network); [`NotFound`](ErrorKind::NotFound) when offline and not cached.
     pub fn open(&self, location: &str) -> Result<Arc<dyn WeightSource>> {
         match self.plan(location)? {
-            None => open(location),
+            None => open_local(Path::new(location), Some(self.cache())),
             Some(plan) => self.start(plan).map_err(|error| error.about(shown(location))),
         }
     }
@@ -252,13 +249,13 @@ impl Loader {
         };
         let mut side_files = BTreeMap::new();
         for file in &set.side_files {
-            let bytes = self.fetcher.small(&entry(file).at_most(LONGEST_INDEX * 2))?;
+            let bytes = self.fetcher.small(&entry(file).at_most(LONGEST_SIDE_FILE))?;
             side_files.insert(file.file.clone(), bytes.into());
         }
         let metadata = match &set.metadata {
             None => BTreeMap::new(),
             Some(file) => {
-                let bytes = self.fetcher.small(&entry(file).at_most(LONGEST_INDEX * 4))?;
+                let bytes = self.fetcher.small(&entry(file).at_most(LONGEST_SIDE_FILE))?;
                 let header = gguf::parse(&bytes, bytes.len() as u64)
                     .map_err(|error| error.about(file.file.clone()))?;
                 header.model.metadata
@@ -283,9 +280,7 @@ impl Loader {
         let (mut header, chunked) = match plan.kind {
             Kind::Sharded(set, metadata) => {
                 known.extend(wanted.iter().map(|_| Known::Surely));
-                let mut hasher = Sha256::new();
-                set.shards.iter().for_each(|shard| hasher.update(shard.entry.digest.0));
-                digest = Some(orion_core::Digest(hasher.finalize().into()));
+                digest = Some(set_digest(&set));
                 (set.model(metadata), true)
             }
             Kind::Gguf => {

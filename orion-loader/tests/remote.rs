@@ -557,6 +557,43 @@ fn a_shard_set_arrives_chunk_by_chunk_and_bad_chunks_come_again() {
 }
 
 #[test]
+fn a_local_shard_set_is_verified_once() {
+    let (bench, set_directory) = (Bench::new(), TempDir::new().unwrap());
+    let (set, shards) = shard_set();
+    let at = |name: &str| set_directory.path().join(name);
+    fs::write(at("orion-shards.json"), set.to_json().unwrap()).unwrap();
+    fs::write(at("config.json"), b"{}").unwrap();
+    shards.iter().enumerate().for_each(|(number, bytes)| fs::write(at(&format!("s{number}.bin")), bytes).unwrap());
+    let location = set_directory.path().to_str().unwrap();
+    let source = bench.loader().open(location).unwrap();
+    assert_eq!(all(&source), [0, 1, 2, 3]);
+    assert_eq!(source.header().side_text("config.json").unwrap(), Some("{}"));
+
+    // A bit flips. As long as the time is the same nobody looks, which is how one sees that nobody hashes.
+    let modified = fs::metadata(at("s1.bin")).unwrap().modified().unwrap();
+    let mut flipped = shards[1].clone();
+    flipped[0] ^= 8;
+    fs::write(at("s1.bin"), &flipped).unwrap();
+    fs::File::options().write(true).open(at("s1.bin")).unwrap().set_modified(modified).unwrap();
+    assert_eq!(all(&bench.loader().open(location).unwrap()), [0, 1, 10, 3]);
+    fs::File::options().write(true).open(at("s1.bin")).unwrap().set_modified(modified + Duration::from_secs(1)).unwrap();
+    let source = bench.loader().open(location).unwrap();
+    assert_eq!(Reason::of(&source.tensor(2).unwrap_err()), Some(Reason::HashMismatch));
+    assert_eq!(source.tensor(3).unwrap()[0], 3);
+    // Without a cache every load verifies.
+    let source = orion_loader::open(set_directory.path()).unwrap();
+    assert_eq!(Reason::of(&source.tensor(2).unwrap_err()), Some(Reason::HashMismatch));
+
+    fs::write(at("config.json"), b"[]").unwrap();
+    assert_eq!(Reason::of(&bench.loader().open(location).map(|_| ()).unwrap_err()), Some(Reason::HashMismatch));
+    fs::write(at("config.json"), b"{}").unwrap();
+    fs::write(at("s0.bin"), b"short").unwrap();
+    assert_eq!(Reason::of(&bench.loader().open(location).map(|_| ()).unwrap_err()), Some(Reason::HashMismatch));
+    fs::remove_file(at("s0.bin")).unwrap();
+    assert_eq!(bench.loader().open(location).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn a_shard_that_is_wrong_for_good_is_an_error() {
     let bench = Bench::new();
     let (set, mut shards) = shard_set();
