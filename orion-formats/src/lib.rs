@@ -10,7 +10,9 @@ mod reason;
 pub mod safetensors;
 mod shape;
 mod shard_index;
+mod shard_set;
 
 pub use looks_like::{LooksLike, looks_like};
 pub use reason::Reason;
 pub use shard_index::ShardIndex;
+pub use shard_set::{FileEntry, Shard, ShardSet, ShardTensor};

@@ -104,6 +104,18 @@ pub enum Reason {
     /// A shard index that contradicts its shards.
     #[error("index and shards differ")]
     IndexMismatch,
+    /// A shard set's manifest that is not the JSON it must be, or contradicts itself.
+    #[error("bad manifest")]
+    BadManifest,
+    /// A digest that is not 64 lower-case hexadecimal digits.
+    #[error("bad digest")]
+    BadDigest,
+    /// Content whose digest or size is not the one announced.
+    #[error("digest or size does not match")]
+    HashMismatch,
+    /// More bytes than a file of its kind may have.
+    #[error("too large")]
+    TooLarge,
     /// A file name that could leave its directory.
     #[error("path escapes its directory")]
     PathEscape,

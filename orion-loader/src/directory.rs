@@ -7,8 +7,9 @@ use orion_core::{Error, ErrorKind, Result};
 use orion_formats::gguf::SplitName;
 
 use crate::open::INDEX;
+use crate::shards::MANIFEST;
 
-/// The one file to open: the index, the one safetensors file, the one GGUF file or the first part of the one split.
+/// The one file to open: the manifest of a shard set, the index, the one safetensors file, the one GGUF file or the first part of the one split.
 pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
     let subject = || directory.display().to_string();
     let mut names: Vec<String> = Vec::new();
@@ -20,8 +21,18 @@ pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
             names.push(name);
         }
     }
+    choose(&names, &subject()).map(|name| directory.join(name))
+}
+
+/// The one of these file names that is the model: of whole sets of names, so that repositories choose alike.
+pub(crate) fn choose(names: &[String], subject: &str) -> Result<String> {
+    let mut names = names.to_vec();
     names.sort();
     let has = |name: &str| names.iter().any(|other| other == name);
+    if has(MANIFEST) {
+        // What stands beside it belongs to it.
+        return Ok(MANIFEST.to_owned());
+    }
     let mut candidates: Vec<&str> = Vec::new();
     for name in &names {
         let later_part = SplitName::parse(name)
@@ -38,15 +49,15 @@ pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {
         candidates.extend(names.iter().map(String::as_str).filter(|name| name.ends_with(".safetensors")));
     }
     match candidates[..] {
-        [only] => Ok(directory.join(only)),
+        [only] => Ok(only.to_owned()),
         [] => Err(Error::new(
             ErrorKind::NotFound,
-            format!("no model in the directory: neither a .gguf nor a .safetensors file nor {INDEX}"),
+            format!("no model in the directory: neither a .gguf nor a .safetensors file nor {INDEX} nor {MANIFEST}"),
         )
-        .about(subject())),
+        .about(subject)),
         _ => {
             Err(Error::invalid(format!("several models in the directory, name one: {}", listed(&candidates)))
-                .about(subject()))
+                .about(subject))
         }
     }
 }

@@ -36,7 +36,7 @@ impl OpenFile {
 
     /// Reads from the start, without the file's own cursor.
     pub(crate) fn reader(&self) -> impl Read + '_ {
-        PositionalReader { file: &self.file, offset: 0 }
+        PositionalReader::new(&self.file)
     }
 
     /// The first bytes, at most `most`.
@@ -63,7 +63,8 @@ impl OpenFile {
         Error::io(error, self.subject())
     }
 
-    fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+    /// The bytes of a range.
+    pub(crate) fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|error| {
@@ -88,9 +89,16 @@ const O_NONBLOCK: i32 = 0o4000;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const O_NONBLOCK: i32 = 4;
 
-struct PositionalReader<'a> {
+/// Reads from the start, without the file's own cursor.
+pub(crate) struct PositionalReader<'a> {
     file: &'a File,
     offset: u64,
+}
+
+impl<'a> PositionalReader<'a> {
+    pub(crate) fn new(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
 }
 
 impl Read for PositionalReader<'_> {

@@ -1,12 +1,29 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod arriving;
+mod cache;
 mod directory;
+mod fetch;
 mod file;
+mod http;
+mod hub;
+mod loader;
+mod mapped;
 mod memory;
 mod open;
+mod options;
+mod progress;
+mod remote;
+mod shards;
 mod side_files;
+mod transfer;
 
+pub use cache::{Blob, Cache, Verified};
 pub use file::FileSource;
+pub use loader::{Loader, Prefetch};
 pub use memory::MemorySource;
 pub use open::open;
+pub use options::LoaderOptions;
+pub use progress::{Phase, Progress};
+pub use shards::MANIFEST;

@@ -7,8 +7,10 @@ use orion_core::{Error, ErrorKind, Result, WeightSource};
 use orion_formats::gguf::{self, SplitName};
 use orion_formats::{Reason, ShardIndex, looks_like, safetensors};
 
+use crate::cache::Cache;
 use crate::directory::model_in;
 use crate::file::{FileSource, OpenFile};
+use crate::shards::{MANIFEST, ShardSource};
 use crate::side_files;
 
 /// The index of a sharded safetensors model.
@@ -24,34 +26,37 @@ pub(crate) const LONGEST_INDEX: u64 = 64 << 20;
 /// unclear which model is meant, [`Corrupt`](ErrorKind::Corrupt) or [`Unsupported`](ErrorKind::Unsupported) with the
 /// path and a [`Reason`], [`Io`](ErrorKind::Io).
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn WeightSource>> {
-    let source = open_files(path.as_ref())?;
-    Ok(Arc::new(source))
+    open_local(path.as_ref(), None)
 }
 
-fn open_files(path: &Path) -> Result<FileSource> {
+/// [`open`], with a cache that remembers which shards were verified.
+pub(crate) fn open_local(path: &Path, cache: Option<&Cache>) -> Result<Arc<dyn WeightSource>> {
     let metadata = std::fs::metadata(path).map_err(|error| Error::io(error, path.display().to_string()))?;
     let path = if metadata.is_dir() { model_in(path)? } else { path.to_owned() };
     let file = OpenFile::open(&path)?;
     let start = file.start(512)?;
     let named = |extension: &str| path.extension().is_some_and(|given| given.eq_ignore_ascii_case(extension));
-    if start.starts_with(gguf::MAGIC) || named("gguf") {
-        open_gguf(file)
+    let source = if start.starts_with(gguf::MAGIC) || named("gguf") {
+        open_gguf(file)?
+    } else if path.file_name().is_some_and(|name| name == MANIFEST) {
+        return Ok(Arc::new(ShardSource::open(&file, cache)?));
     } else if named("json") {
-        open_index(&file)
+        open_index(&file)?
     } else if named("safetensors") || start.get(8) == Some(&b'{') {
         let mut header = safetensors_header(&file)?.model().map_err(|error| error.about(file.subject()))?;
         side_files::attach(&mut header, parent(&path))?;
-        Ok(FileSource::new(header, vec![file]))
+        FileSource::new(header, vec![file])
     } else {
         let error = match looks_like(&start) {
             Some(kind) => Reason::NotAModel(kind).error(format!("not a model file, looks like {kind}")),
             None => Reason::BadMagic.error("neither a GGUF nor a safetensors file"),
         };
-        Err(error.about(file.subject()))
-    }
+        return Err(error.about(file.subject()));
+    };
+    Ok(Arc::new(source))
 }
 
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -106,7 +111,7 @@ fn open_index(file: &OpenFile) -> Result<FileSource> {
 
 /// The path of a shard, whose symbolic links may lead to its own directory or, in a Hugging Face cache, to the blobs
 /// of its own repository, and nowhere else.
-fn inside(directory: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn inside(directory: &Path, name: &str) -> Result<PathBuf> {
     let path = directory.join(name);
     let io = |error, path: &Path| Error::io(error, path.display().to_string());
     let target = path.canonicalize().map_err(|error| io(error, &path))?;
