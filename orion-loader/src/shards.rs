@@ -38,17 +38,16 @@ struct Unverified {
 impl ShardSource {
     /// Opens a set by its manifest. With a cache, what was verified before is not verified again.
     pub(crate) fn open(manifest: &OpenFile, cache: Option<&Cache>) -> Result<Self> {
-        let set = ShardSet::parse(&manifest.all(LONGEST_INDEX)?).map_err(|error| error.about(manifest.subject()))?;
+        let set = ShardSet::parse(&manifest.all(LONGEST_INDEX)?)
+            .map_err(|error| error.about(manifest.subject()))?;
         let directory = parent(&manifest.path);
-        let files = set
-            .shards
-            .iter()
-            .map(|shard| open_entry(directory, &shard.entry))
-            .collect::<Result<Vec<_>>>()?;
+        let files =
+            set.shards.iter().map(|shard| open_entry(directory, &shard.entry)).collect::<Result<Vec<_>>>()?;
         let mut metadata = Default::default();
         if let Some(entry) = &set.metadata {
             let bytes = read_entry(directory, entry)?;
-            let header = gguf::parse(&bytes, bytes.len() as u64).map_err(|error| error.about(entry.file.clone()))?;
+            let header =
+                gguf::parse(&bytes, bytes.len() as u64).map_err(|error| error.about(entry.file.clone()))?;
             metadata = header.model.metadata;
         }
         let mut header = set.model(metadata);
@@ -57,7 +56,8 @@ impl ShardSource {
             header.side_files.insert(entry.file.clone(), read_entry(directory, entry)?.into());
         }
         let unverified = set.shards.iter().zip(&files).map(|(shard, file)| {
-            let known = cache.is_some_and(|cache| cache.is_marked(&file.path, &file.file, &shard.entry.digest));
+            let known =
+                cache.is_some_and(|cache| cache.is_marked(&file.path, &file.file, &shard.entry.digest));
             let left = if known { 0 } else { shard.chunks.len() };
             Mutex::new(Unverified { chunks: vec![!known; shard.chunks.len()], left })
         });
@@ -72,7 +72,8 @@ impl ShardSource {
             return Ok(());
         }
         let (shard, file) = (&self.set.shards[info.file], &self.files[info.file]);
-        let (first, last) = (info.offset / self.set.chunk_bytes, (info.offset + info.bytes - 1) / self.set.chunk_bytes);
+        let (first, last) =
+            (info.offset / self.set.chunk_bytes, (info.offset + info.bytes - 1) / self.set.chunk_bytes);
         for number in first..=last {
             let index = usize::try_from(number).map_err(|_| Error::corrupt("exceeds the address space"))?;
             if !unverified.chunks[index] {

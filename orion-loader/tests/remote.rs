@@ -563,7 +563,10 @@ fn a_local_shard_set_is_verified_once() {
     let at = |name: &str| set_directory.path().join(name);
     fs::write(at("orion-shards.json"), set.to_json().unwrap()).unwrap();
     fs::write(at("config.json"), b"{}").unwrap();
-    shards.iter().enumerate().for_each(|(number, bytes)| fs::write(at(&format!("s{number}.bin")), bytes).unwrap());
+    shards
+        .iter()
+        .enumerate()
+        .for_each(|(number, bytes)| fs::write(at(&format!("s{number}.bin")), bytes).unwrap());
     let location = set_directory.path().to_str().unwrap();
     let source = bench.loader().open(location).unwrap();
     assert_eq!(all(&source), [0, 1, 2, 3]);
@@ -576,7 +579,12 @@ fn a_local_shard_set_is_verified_once() {
     fs::write(at("s1.bin"), &flipped).unwrap();
     fs::File::options().write(true).open(at("s1.bin")).unwrap().set_modified(modified).unwrap();
     assert_eq!(all(&bench.loader().open(location).unwrap()), [0, 1, 10, 3]);
-    fs::File::options().write(true).open(at("s1.bin")).unwrap().set_modified(modified + Duration::from_secs(1)).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(at("s1.bin"))
+        .unwrap()
+        .set_modified(modified + Duration::from_secs(1))
+        .unwrap();
     let source = bench.loader().open(location).unwrap();
     assert_eq!(Reason::of(&source.tensor(2).unwrap_err()), Some(Reason::HashMismatch));
     assert_eq!(source.tensor(3).unwrap()[0], 3);
@@ -585,10 +593,16 @@ fn a_local_shard_set_is_verified_once() {
     assert_eq!(Reason::of(&source.tensor(2).unwrap_err()), Some(Reason::HashMismatch));
 
     fs::write(at("config.json"), b"[]").unwrap();
-    assert_eq!(Reason::of(&bench.loader().open(location).map(|_| ()).unwrap_err()), Some(Reason::HashMismatch));
+    assert_eq!(
+        Reason::of(&bench.loader().open(location).map(|_| ()).unwrap_err()),
+        Some(Reason::HashMismatch)
+    );
     fs::write(at("config.json"), b"{}").unwrap();
     fs::write(at("s0.bin"), b"short").unwrap();
-    assert_eq!(Reason::of(&bench.loader().open(location).map(|_| ()).unwrap_err()), Some(Reason::HashMismatch));
+    assert_eq!(
+        Reason::of(&bench.loader().open(location).map(|_| ()).unwrap_err()),
+        Some(Reason::HashMismatch)
+    );
     fs::remove_file(at("s0.bin")).unwrap();
     assert_eq!(bench.loader().open(location).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -1,5 +1,7 @@
 //! The choice of types against what llama.cpp's quantiser chose (`goldens/make_mixes.py`).
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use orion_core::{ModelFormat, ModelHeader, TensorInfo, TensorType, TileLayout};
 use orion_pipeline::{FileType, Traits, plan};
 

@@ -1,5 +1,7 @@
 //! Quantising whole models: the file, the report, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;

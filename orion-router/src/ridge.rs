@@ -150,8 +150,10 @@ mod tests {
         let model = KernelRidge::fit(&inputs, &targets, &landmarks, 2.0, 1e-4).unwrap();
         for (point, target) in points.iter().zip(&targets) {
             let got = model.predict(point);
+            // The penalty flattens the ends of the curve; in between it is met closely.
+            let most = if point[0].abs() > 0.8 { 0.07 } else { 0.03 };
             assert!(
-                (got[0] - target[0]).abs() < 0.1 && (got[1] - target[1]).abs() < 0.1,
+                (got[0] - target[0]).abs() < most && (got[1] - target[1]).abs() < most,
                 "{point:?}: {got:?}"
             );
         }
