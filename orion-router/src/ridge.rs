@@ -150,8 +150,8 @@ mod tests {
         let model = KernelRidge::fit(&inputs, &targets, &landmarks, 2.0, 1e-4).unwrap();
         for (point, target) in points.iter().zip(&targets) {
             let got = model.predict(point);
-            // The penalty flattens the curve a little; the best line misses it by 0.67 at its ends.
-            let most = 0.07;
+            // The penalty flattens the curve a little; the best line misses it by 0.67 at its ends, where the last landmark is 0.2 away.
+            let most = 0.1;
             assert!(
                 (got[0] - target[0]).abs() < most && (got[1] - target[1]).abs() < most,
                 "{point:?}: {got:?}"
