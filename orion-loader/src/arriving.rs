@@ -78,6 +78,9 @@ impl Arriving {
                 state.file = Some(file);
                 state.total = Some(len);
                 state.usable = len;
+            } else {
+                // Gives up the lock on what is left behind before anyone hears that it failed: they may try again at once.
+                state.file = None;
             }
             state.end = Some(end.map_err(Arc::new));
         });
