@@ -26,8 +26,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) if json && error.use_stderr() => {
             let message = error.render().to_string();
-            let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            return output::report(&orion::Error::invalid(first), true);
+            let said = message.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>();
+            let said = said.join(" ");
+            return output::report(&orion::Error::invalid(said.trim_start_matches("error: ")), true);
         }
         Err(error) => error.exit(),
     };

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use orion_testkit::models::smollm2;
+use orion_testkit::models::{minilm, smollm2};
 use serde_json::Value;
 
 fn orion(arguments: &[&str]) -> Output {
@@ -204,6 +204,67 @@ fn chat() -> std::process::Child {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary runs")
+}
+
+#[test]
+fn inspect_describes_a_sentence_encoder() {
+    let inspect = |path: &str| orion(&["inspect", path, "--json"]);
+    let report = succeeds(&inspect(minilm().to_str().unwrap()));
+    let model = &report["model"];
+    assert_eq!(
+        (&model["architecture"], &model["layers"], &model["hidden"]),
+        (&"bert".into(), &6.into(), &384.into())
+    );
+
+    // A config that promises a layer more than there are tensors for.
+    let folder = scratch("encoder");
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(minilm().join(file), folder.join(file)).unwrap();
+    }
+    let config = folder.join("config.json");
+    let more = std::fs::read_to_string(&config)
+        .unwrap()
+        .replace("\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7");
+    std::fs::write(&config, more).unwrap();
+    refuses(&inspect(folder.to_str().unwrap()), "corrupt", "encoder.layer.6.attention.self.query.weight");
+}
+
+#[test]
+fn embed_gives_unit_vectors_that_know_what_is_alike() {
+    let model = minilm();
+    let embed = |arguments: &[&str]| {
+        orion(&[&["embed", "--model", model.to_str().unwrap(), "--json"], arguments].concat())
+    };
+    let vectors =
+        |report: &Value| -> Vec<Vec<f64>> { serde_json::from_value(report["embeddings"].clone()).unwrap() };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let texts = [
+        "--text",
+        "A cat sits on the mat.",
+        "--text",
+        "A kitten rests on a rug.",
+        "--text",
+        "Interest rates rose.",
+    ];
+    let report = succeeds(&embed(&texts));
+    assert_eq!(report["dimension"], 384);
+    let [cat, kitten, bank] = &vectors(&report)[..] else { panic!("three vectors") };
+    assert!((dot(cat, cat) - 1.0).abs() < 1e-5 && cat.len() == 384);
+    assert!(dot(cat, kitten) > dot(cat, bank) + 0.2);
+
+    let alone = succeeds(&embed(&texts[..2]));
+    assert!(dot(&vectors(&alone)[0], cat) > 0.999_999);
+    assert_eq!(alone["embedding"], alone["embeddings"][0]);
+    let int8 = succeeds(&embed(&[&texts[..2], &["--int8"]].concat()));
+    assert!(dot(&vectors(&int8)[0], cat) > 0.998);
+
+    let decoder = smollm2();
+    refuses(
+        &orion(&["embed", "--model", decoder.to_str().unwrap(), "--text", "x", "--json"]),
+        "corrupt",
+        "config.json",
+    );
+    refuses(&embed(&[]), "invalid_input", "--text");
 }
 
 #[test]

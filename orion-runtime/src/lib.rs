@@ -25,8 +25,8 @@ mod worker;
 pub use config::{
     Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling,
 };
-pub use encoder::{EncoderOptions, Output, Pooling, Precision, SentenceEncoder};
-pub use model::{ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
+pub use encoder::{EncoderConfig, EncoderOptions, Output, Pooling, Precision, SentenceEncoder};
+pub use model::{Described, ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
 pub use orion_kernels::ComputePool;
 pub use perplexity::Perplexity;
 pub use sampler::{log_sum_exp, top_logits};

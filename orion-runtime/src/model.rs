@@ -12,6 +12,7 @@ use orion_kernels::{ComputePool, Isa};
 
 use crate::config::DecoderConfig;
 use crate::cpu::{self, Cpu};
+use crate::encoder::{self, EncoderConfig};
 use crate::executor::Executor;
 use crate::kv::PAGE_TOKENS;
 use crate::load;
@@ -136,17 +137,30 @@ impl LocalRuntime {
     }
 }
 
+/// What a model file describes.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Described {
+    /// A language model, for [`LocalRuntime::open`].
+    Decoder(Box<DecoderConfig>),
+    /// A sentence encoder, for [`SentenceEncoder::load`](crate::SentenceEncoder::load).
+    Encoder(EncoderConfig),
+}
+
 /// Checks that a model could be loaded, without reading its weights: configuration, tensor table, vocabulary, template.
 ///
 /// # Errors
-/// What [`LocalRuntime::open`] would say.
-pub fn check(source: &dyn WeightSource) -> Result<DecoderConfig> {
+/// What [`LocalRuntime::open`] or [`SentenceEncoder::load`](crate::SentenceEncoder::load) would say.
+pub fn check(source: &dyn WeightSource) -> Result<Described> {
     let header = source.header();
+    if encoder::is_encoder(header) {
+        return encoder::check(source).map(Described::Encoder);
+    }
     let mut config = DecoderConfig::from_header(header)?;
     weights::resolve_rope_factors(&mut config, header, |reference| load::vector_f32(source, reference))?;
     WeightTable::new(header, &config)?;
     TextCodec::from_header(header, config.vocab_size)?;
-    Ok(config)
+    Ok(Described::Decoder(Box::new(config)))
 }
 
 impl Runtime for LocalRuntime {

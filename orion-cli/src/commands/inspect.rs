@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
-use orion::{MetaValue, ModelFormat, ModelHeader, Result, TensorInfo};
+use orion::runtime::Described;
+use orion::{Error, ErrorKind, MetaValue, ModelFormat, ModelHeader, Result, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use crate::output;
@@ -28,24 +29,11 @@ impl Inspect {
             ModelFormat::Gguf => header.metadata.contains_key("general.architecture"),
             _ => header.side_files.contains_key("config.json"),
         };
-        let config = described.then(|| orion::runtime::check(&*source)).transpose()?;
+        let described = described.then(|| orion::runtime::check(&*source)).transpose()?;
         let types = types(&header.tensors);
         let parameters: u64 = header.tensors.iter().map(TensorInfo::elements).sum();
         let bytes: u64 = header.tensors.iter().map(|tensor| tensor.bytes).sum();
-        let model = match &config {
-            None => Value::from("not described"),
-            Some(config) => json!({
-                "architecture": config.architecture.name(),
-                "layers": config.layers.len(),
-                "hidden": config.hidden,
-                "heads": config.heads,
-                "kv_heads": config.kv_heads,
-                "head_dim": config.head_dim,
-                "ffn": config.ffn,
-                "vocab_size": config.vocab_size,
-                "context_length": config.context_length,
-            }),
-        };
+        let model = described.map_or_else(|| Ok(Value::from("not described")), model_json)?;
         if self.json {
             return output::print_json(&json!({
                 "format": format!("{:?}", header.format).to_lowercase(),
@@ -86,6 +74,32 @@ impl Inspect {
             text += &format!("{:<6} {:>18}  {}\n", tensor.ty, format!("{:?}", tensor.shape), tensor.name);
         }
         output::print(&text)
+    }
+}
+
+fn model_json(described: Described) -> Result<Value> {
+    match described {
+        Described::Decoder(config) => Ok(json!({
+            "architecture": config.architecture.name(),
+            "layers": config.layers.len(),
+            "hidden": config.hidden,
+            "heads": config.heads,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "ffn": config.ffn,
+            "vocab_size": config.vocab_size,
+            "context_length": config.context_length,
+        })),
+        Described::Encoder(config) => Ok(json!({
+            "architecture": "bert",
+            "layers": config.layers,
+            "hidden": config.hidden,
+            "heads": config.heads,
+            "ffn": config.ffn,
+            "vocab_size": config.vocab_size,
+            "context_length": config.context_length,
+        })),
+        other => Err(Error::new(ErrorKind::Internal, format!("{other:?} is no model this command knows"))),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod embed;
 mod eval;
 mod generate;
 mod inspect;
@@ -18,6 +19,8 @@ pub(crate) enum Command {
     Generate(generate::Generate),
     /// Talk with a model
     Chat(chat::Chat),
+    /// Turn texts into vectors of length one
+    Embed(embed::Embed),
     /// Say what a file is, and whether it could be loaded
     Inspect(inspect::Inspect),
     /// Turn text into token ids
@@ -35,6 +38,7 @@ impl Command {
         match self {
             Self::Generate(command) => command.run(),
             Self::Chat(command) => command.run(),
+            Self::Embed(command) => command.run(),
             Self::Inspect(command) => command.run(),
             Self::Tokenize(command) => command.run(),
             Self::Logits(command) => command.run(),

@@ -35,8 +35,7 @@ pub(crate) enum Executor {
 impl ModelArgs {
     /// Threads that compute.
     pub(crate) fn threads(&self) -> usize {
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        self.run.threads.map_or_else(available, usize::from)
+        threads(self.run.threads)
     }
 
     pub(crate) fn open(&self) -> Result<LocalModel> {
@@ -50,6 +49,12 @@ impl ModelArgs {
         }
         LocalRuntime::new(options).open(orion::loader::open(&self.model)?)
     }
+}
+
+/// As many threads as were asked for, or as the machine gives this process.
+pub(crate) fn threads(asked: Option<u16>) -> usize {
+    let available = || std::thread::available_parallelism().map_or(1, usize::from);
+    asked.map_or_else(available, usize::from)
 }
 
 #[derive(Debug, Args)]

@@ -9,19 +9,28 @@ const MAX_LAYERS: usize = 128;
 const MAX_VOCABULARY: usize = 4_000_000;
 const MAX_POSITIONS: usize = 1 << 20;
 
-/// Hyper-parameters of a BERT encoder.
+/// Hyper-parameters of a sentence encoder of the BERT kind.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct BertConfig {
-    pub(super) hidden: usize,
-    pub(super) layers: usize,
-    pub(super) heads: usize,
-    pub(super) intermediate: usize,
-    pub(super) vocabulary: usize,
-    pub(super) positions: usize,
-    pub(super) token_types: usize,
-    pub(super) norm_eps: f32,
-    /// Longest text in tokens, the special ones included.
-    pub(super) max_tokens: usize,
+#[non_exhaustive]
+pub struct EncoderConfig {
+    /// Width of a token's state, and of an embedding.
+    pub hidden: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width inside the feed-forward network.
+    pub ffn: usize,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Positions the model has embeddings for.
+    pub positions: usize,
+    /// Token types the model has embeddings for; the first is used.
+    pub token_types: usize,
+    /// Added to the variance in layer norms.
+    pub norm_eps: f32,
+    /// Longest text in tokens, the special ones included; longer ones are cut.
+    pub context_length: usize,
 }
 
 #[derive(Deserialize)]
@@ -79,7 +88,16 @@ fn parse<T: serde::de::DeserializeOwned>(header: &ModelHeader, name: &str) -> Re
         .transpose()
 }
 
-impl BertConfig {
+/// Whether `config.json` describes a model of this kind.
+pub(crate) fn is_encoder(header: &ModelHeader) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        model_type: String,
+    }
+    matches!(parse(header, "config.json"), Ok(Some(Kind { model_type })) if model_type == "bert")
+}
+
+impl EncoderConfig {
     /// Reads and checks the side files of `header`.
     pub(super) fn read(header: &ModelHeader) -> Result<Self> {
         let file: ConfigFile = parse(header, "config.json")?
@@ -103,7 +121,7 @@ impl BertConfig {
                 .about("1_Pooling/config.json"));
         }
         let sentence: Option<SentenceFile> = parse(header, "sentence_bert_config.json")?;
-        let max_tokens = sentence
+        let context_length = sentence
             .and_then(|file| file.max_seq_length)
             .unwrap_or(file.max_position_embeddings)
             .min(file.max_position_embeddings);
@@ -111,12 +129,12 @@ impl BertConfig {
             hidden: file.hidden_size,
             layers: file.num_hidden_layers,
             heads: file.num_attention_heads,
-            intermediate: file.intermediate_size,
-            vocabulary: file.vocab_size,
+            ffn: file.intermediate_size,
+            vocab_size: file.vocab_size,
             positions: file.max_position_embeddings,
             token_types: file.type_vocab_size,
             norm_eps: file.layer_norm_eps,
-            max_tokens,
+            context_length,
         };
         config.check().map_err(|error| error.about("config.json"))?;
         Ok(config)
@@ -127,8 +145,8 @@ impl BertConfig {
             ("hidden_size", self.hidden, MAX_HIDDEN),
             ("num_hidden_layers", self.layers, MAX_LAYERS),
             ("num_attention_heads", self.heads, MAX_HIDDEN),
-            ("intermediate_size", self.intermediate, 8 * MAX_HIDDEN),
-            ("vocab_size", self.vocabulary, MAX_VOCABULARY),
+            ("intermediate_size", self.ffn, 8 * MAX_HIDDEN),
+            ("vocab_size", self.vocab_size, MAX_VOCABULARY),
             ("max_position_embeddings", self.positions, MAX_POSITIONS),
             ("type_vocab_size", self.token_types, 1024),
         ];
@@ -146,8 +164,11 @@ impl BertConfig {
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0 && self.norm_eps < 1.0) {
             return Err(Error::corrupt(format!("layer_norm_eps is {}, expected 0 to 1", self.norm_eps)));
         }
-        if self.max_tokens < 3 {
-            return Err(Error::corrupt(format!("max_seq_length is {}, expected 3 or more", self.max_tokens)));
+        if self.context_length < 3 {
+            return Err(Error::corrupt(format!(
+                "max_seq_length is {}, expected 3 or more",
+                self.context_length
+            )));
         }
         Ok(())
     }

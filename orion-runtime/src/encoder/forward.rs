@@ -7,14 +7,14 @@ use candle_core::{Device, Tensor};
 use orion_core::Result;
 use orion_kernels::{Activation, activate_rows};
 
-use super::config::BertConfig;
+use super::config::EncoderConfig;
 use super::linear::{Engine, candle};
 use super::weights::{BertWeights, Norm};
 
 /// Runs the layers over `texts`. `seen` is shown the hidden states `[tokens, hidden]` after every layer, with the
 /// number of layers passed so far, and answers whether more are needed.
 pub(super) fn run(
-    config: &BertConfig,
+    config: &EncoderConfig,
     weights: &BertWeights,
     engine: &mut Engine,
     texts: &[Vec<u32>],
@@ -57,7 +57,7 @@ pub(super) fn run(
 }
 
 /// Full attention within one text. `qkv` is `[tokens, 3, heads, head_dim]`; the answer `[tokens, heads, head_dim]`.
-fn attention(qkv: &[f32], tokens: usize, config: &BertConfig) -> candle_core::Result<Vec<f32>> {
+fn attention(qkv: &[f32], tokens: usize, config: &EncoderConfig) -> candle_core::Result<Vec<f32>> {
     let head_dim = config.hidden / config.heads;
     let qkv = Tensor::from_slice(qkv, (tokens, 3, config.heads, head_dim), &Device::Cpu)?;
     let part = |at: usize| qkv.narrow(1, at, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();

@@ -12,7 +12,8 @@ use orion_core::{Embedder, Error, ErrorKind, Result, WeightSource};
 use orion_kernels::{ComputePool, Isa, LinearScratch};
 use tokenizers::{Tokenizer, TruncationParams};
 
-use self::config::BertConfig;
+pub use self::config::EncoderConfig;
+pub(crate) use self::config::is_encoder;
 use self::linear::{Engine, Linear};
 use self::weights::BertWeights;
 
@@ -117,7 +118,7 @@ impl EncoderOptions {
 /// Texts beyond the model's longest input are cut there. An embedding depends on its text alone, not on what else
 /// is in the batch, up to rounding.
 pub struct SentenceEncoder {
-    config: BertConfig,
+    config: EncoderConfig,
     weights: BertWeights,
     engine: Mutex<Engine>,
     tokenizer: Tokenizer,
@@ -131,6 +132,14 @@ impl std::fmt::Debug for SentenceEncoder {
     }
 }
 
+/// Checks an encoder's config, tokenizer and tensor table, without reading its weights.
+pub(crate) fn check(source: &dyn WeightSource) -> Result<EncoderConfig> {
+    let config = EncoderConfig::read(source.header())?;
+    read_tokenizer(source, &config)?;
+    weights::check(source, &config)?;
+    Ok(config)
+}
+
 impl SentenceEncoder {
     /// Reads config, tokenizer and weights. Blocks until all tensors have arrived.
     ///
@@ -139,7 +148,7 @@ impl SentenceEncoder {
     /// [`Corrupt`](ErrorKind::Corrupt) when config, tokenizer and tensors contradict each other, each naming the
     /// field or tensor; what the source answers.
     pub fn load(source: &dyn WeightSource, options: EncoderOptions) -> Result<Self> {
-        let config = BertConfig::read(source.header())?;
+        let config = EncoderConfig::read(source.header())?;
         let tokenizer = read_tokenizer(source, &config)?;
         let EncoderOptions { mut outputs, precision, pool } = options;
         let pool = pool.map_or_else(ComputePool::shared, Ok)?;
@@ -158,9 +167,7 @@ impl SentenceEncoder {
         let fingerprint = fingerprint(digest, precision, &outputs);
         let (rows, cols) = match precision {
             Precision::F32 => (0, 0),
-            Precision::Int8 => {
-                (TOKENS_PER_PASS.max(config.max_tokens), config.hidden.max(config.intermediate))
-            }
+            Precision::Int8 => (TOKENS_PER_PASS.max(config.context_length), config.hidden.max(config.ffn)),
         };
         let scratch = LinearScratch::new(&pool, rows, cols);
         let engine = Mutex::new(Engine { pool, isa: Isa::best(), scratch });
@@ -232,7 +239,7 @@ impl Embedder for SentenceEncoder {
     }
 }
 
-fn read_tokenizer(source: &dyn WeightSource, config: &BertConfig) -> Result<Tokenizer> {
+fn read_tokenizer(source: &dyn WeightSource, config: &EncoderConfig) -> Result<Tokenizer> {
     let corrupt = |message: String| Error::corrupt(message).about("tokenizer.json");
     let bytes = source
         .header()
@@ -241,11 +248,11 @@ fn read_tokenizer(source: &dyn WeightSource, config: &BertConfig) -> Result<Toke
         .ok_or_else(|| Error::corrupt("the model has no tokenizer.json, which an encoder needs"))?;
     let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| corrupt(error.to_string()))?;
     tokenizer.with_padding(None);
-    let truncation = TruncationParams { max_length: config.max_tokens, ..TruncationParams::default() };
+    let truncation = TruncationParams { max_length: config.context_length, ..TruncationParams::default() };
     tokenizer.with_truncation(Some(truncation)).map_err(|error| corrupt(error.to_string()))?;
     let most = tokenizer.get_vocab(true).into_values().max();
-    if let Some(id) = most.filter(|&id| id as usize >= config.vocabulary) {
-        return Err(corrupt(format!("token {id} lies outside vocab_size {}", config.vocabulary)));
+    if let Some(id) = most.filter(|&id| id as usize >= config.vocab_size) {
+        return Err(corrupt(format!("token {id} lies outside vocab_size {}", config.vocab_size)));
     }
     let probe = tokenizer.encode("", true).map_err(|error| corrupt(error.to_string()))?;
     if probe.get_ids().is_empty() {

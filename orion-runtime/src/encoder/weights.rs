@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use orion_core::{Error, Result, TensorType, WeightSource};
 use sha2::{Digest as _, Sha256};
 
-use super::config::BertConfig;
+use super::config::EncoderConfig;
 use super::linear::Linear;
 
 /// Scale and shift of a layer norm.
@@ -50,7 +50,8 @@ impl<'a> Reader<'a> {
         Self { source, index, digest: Sha256::new() }
     }
 
-    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// The tensor of that name, if it has that shape and a type that can be read.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<usize> {
         let about = |error: Error| error.about(format!("tensor {name}"));
         let &at = self
             .index
@@ -63,6 +64,17 @@ impl<'a> Reader<'a> {
             let message = format!("shape {:?} contradicts config.json, which says {shape:?}", info.shape);
             return Err(about(Error::corrupt(message)));
         }
+        if !matches!(info.ty, TensorType::F32 | TensorType::F16 | TensorType::BF16) {
+            let message = format!("type {} is not supported by the encoder", info.ty);
+            return Err(about(Error::unsupported(message)));
+        }
+        Ok(at)
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let about = |error: Error| error.about(format!("tensor {name}"));
+        let at = self.find(name, shape)?;
+        let info = &self.source.header().tensors[at];
         let bytes = self.source.tensor(at)?;
         let elements: usize = shape.iter().product();
         if info.ty.bytes_of(elements as u64) != Some(bytes.len() as u64) {
@@ -80,11 +92,7 @@ impl<'a> Reader<'a> {
             TensorType::BF16 => {
                 bytes.as_chunks::<2>().0.iter().map(|&chunk| bf16::from_le_bytes(chunk).to_f32()).collect()
             }
-            other => {
-                return Err(about(Error::unsupported(format!(
-                    "type {other} is not supported by the encoder"
-                ))));
-            }
+            other => unreachable!("{other} was refused when the tensor was looked up"),
         };
         self.source.release(at);
         match values.iter().all(|value| value.is_finite()) {
@@ -108,17 +116,53 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Names and shapes of all tensors that a config calls for.
+fn expected(config: &EncoderConfig) -> Vec<(String, Vec<usize>)> {
+    let (hidden, ffn) = (config.hidden, config.ffn);
+    let mut all = vec![
+        ("embeddings.word_embeddings.weight".to_owned(), vec![config.vocab_size, hidden]),
+        ("embeddings.position_embeddings.weight".to_owned(), vec![config.positions, hidden]),
+        ("embeddings.token_type_embeddings.weight".to_owned(), vec![config.token_types, hidden]),
+    ];
+    let mut pair = |name: String, shape: Vec<usize>| {
+        let outputs = shape[0];
+        all.extend([(format!("{name}.weight"), shape), (format!("{name}.bias"), vec![outputs])]);
+    };
+    pair("embeddings.LayerNorm".to_owned(), vec![hidden]);
+    for at in 0..config.layers {
+        for (part, shape) in [
+            ("attention.self.query", vec![hidden, hidden]),
+            ("attention.self.key", vec![hidden, hidden]),
+            ("attention.self.value", vec![hidden, hidden]),
+            ("attention.output.dense", vec![hidden, hidden]),
+            ("attention.output.LayerNorm", vec![hidden]),
+            ("intermediate.dense", vec![ffn, hidden]),
+            ("output.dense", vec![hidden, ffn]),
+            ("output.LayerNorm", vec![hidden]),
+        ] {
+            pair(format!("encoder.layer.{at}.{part}"), shape);
+        }
+    }
+    all
+}
+
+/// Checks that the header lists every tensor the config calls for, without reading any.
+pub(super) fn check(source: &dyn WeightSource, config: &EncoderConfig) -> Result<()> {
+    let reader = Reader::new(source);
+    expected(config).iter().try_for_each(|(name, shape)| reader.find(name, shape).map(drop))
+}
+
 impl BertWeights {
     /// Reads every tensor the config calls for; `linear` makes a matrix of `(weight, bias, inputs)`. Returns the
     /// weights and the digest of all bytes read.
     pub(super) fn read(
         source: &dyn WeightSource,
-        config: &BertConfig,
+        config: &EncoderConfig,
         linear: &dyn Fn(Vec<f32>, Vec<f32>, usize) -> Result<Linear>,
     ) -> Result<(Self, orion_core::Digest)> {
         let mut reader = Reader::new(source);
         let hidden = config.hidden;
-        let words = reader.read("embeddings.word_embeddings.weight", &[config.vocabulary, hidden])?;
+        let words = reader.read("embeddings.word_embeddings.weight", &[config.vocab_size, hidden])?;
         let mut positions =
             reader.read("embeddings.position_embeddings.weight", &[config.positions, hidden])?;
         let types = reader.read("embeddings.token_type_embeddings.weight", &[config.token_types, hidden])?;
@@ -141,8 +185,8 @@ impl BertWeights {
                 linear(weight, bias, inputs)
             };
             let attention_out = dense("attention.output.dense", hidden, hidden)?;
-            let up = dense("intermediate.dense", config.intermediate, hidden)?;
-            let down = dense("output.dense", hidden, config.intermediate)?;
+            let up = dense("intermediate.dense", config.ffn, hidden)?;
+            let down = dense("output.dense", hidden, config.ffn)?;
             let attention_norm = reader.norm(&name("attention.output.LayerNorm"), hidden)?;
             let output_norm = reader.norm(&name("output.LayerNorm"), hidden)?;
             layers.push(Layer { qkv, attention_out, attention_norm, up, down, output_norm });
