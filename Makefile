@@ -11,12 +11,12 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma router-data build test test-unit fuzz check lint lint-fix format doc deny bench bench-peers eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references fuzz check lint lint-fix format doc deny bench bench-peers eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Use
 run: models ## Let a real model answer: make run PROMPT="…"
@@ -45,6 +45,11 @@ test: models ## Run every test, the doctests too
 
 test-unit: ## Run the tests inside the crates only; needs no model
 	$(CARGO) test --quiet --release --workspace --lib --bins
+
+test-references: models models-gemma ## Tests that need more files: Gemma, and the vocabularies of 20 families (320 MB, once)
+	$(PYTHON) scripts/vocabs.py
+	$(CARGO) test --release -p orion-runtime --test vocabs
+	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
 fuzz: ## Fuzz every parser, SECONDS (60) each
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug

@@ -35,21 +35,21 @@ impl WeightSource for Memory {
     }
 }
 
-/// Collects tensors of random values.
+/// Collects tensors of random values, which depend on the tensor's name alone.
 #[derive(Default)]
 struct Builder {
     tensors: Vec<TensorInfo>,
     data: Vec<u8>,
-    state: u64,
 }
 
 impl Builder {
     fn add(&mut self, name: &str, shape: &[usize], centre: f32, size: f32) {
         let offset = self.data.len() as u64;
+        let mut state =
+            name.bytes().fold(5u64, |state, byte| state.wrapping_mul(31).wrapping_add(byte.into()));
         for _ in 0..shape.iter().product::<usize>() {
-            self.state =
-                self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let unit = (self.state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let unit = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
             self.data.extend((centre + size * unit).to_le_bytes());
         }
         let bytes = self.data.len() as u64 - offset;
@@ -76,7 +76,8 @@ fn model(architecture: &str, extra: &Value) -> Arc<Memory> {
     let gemma = architecture.starts_with("gemma");
     // Gemma stores norms less one.
     let centre = if gemma { 0.0 } else { 1.0 };
-    let mut b = Builder { state: 5, ..Builder::default() };
+    let mut b = Builder::default();
+    let asks = |key: &str| extra[key] == json!(true);
     b.add("model.embed_tokens.weight", &[VOCAB, HIDDEN], 0.0, 1.0);
     let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
     for layer in 0..LAYERS {
@@ -90,12 +91,20 @@ fn model(architecture: &str, extra: &Value) -> Arc<Memory> {
         } else {
             for (name, rows) in [("q", q), ("k", kv), ("v", kv)] {
                 add(&format!("self_attn.{name}_proj.weight"), &[rows, HIDDEN], 0.0, 0.3);
-                if architecture == "qwen2" {
+                if architecture == "qwen2" || asks("attention_bias") {
                     add(&format!("self_attn.{name}_proj.bias"), &[rows], 0.0, 0.3);
                 }
             }
             add("mlp.gate_proj.weight", &[FFN, HIDDEN], 0.0, 0.2);
             add("mlp.up_proj.weight", &[FFN, HIDDEN], 0.0, 0.2);
+        }
+        if asks("attention_bias") {
+            add("self_attn.o_proj.bias", &[HIDDEN], 0.0, 0.3);
+        }
+        if asks("mlp_bias") {
+            for (name, rows) in [("gate", FFN), ("up", FFN), ("down", HIDDEN)] {
+                add(&format!("mlp.{name}_proj.bias"), &[rows], 0.0, 0.3);
+            }
         }
         if matches!(architecture, "qwen3" | "gemma3_text") {
             add("self_attn.q_norm.weight", &[HEAD_DIM], centre, 0.2);
@@ -110,6 +119,9 @@ fn model(architecture: &str, extra: &Value) -> Arc<Memory> {
         }
     }
     b.add("model.norm.weight", &[HIDDEN], centre, 0.2);
+    if extra["tie_word_embeddings"] == json!(false) {
+        b.add("lm_head.weight", &[VOCAB, HIDDEN], 0.0, 1.0);
+    }
     let mut header = ModelHeader::new(ModelFormat::Safetensors, BTreeMap::new(), b.tensors);
     let config = config(architecture, extra).to_string().into_bytes();
     header.side_files.insert("config.json".into(), config.into());
@@ -130,9 +142,142 @@ fn logits(model: &LocalModel, tokens: &[TokenId]) -> Vec<f32> {
     all
 }
 
+fn prompt(tokens: u32) -> Vec<TokenId> {
+    (0..tokens).map(|i| TokenId(i * 31 % VOCAB as u32)).collect()
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0f32, |a, v| a.max(v.abs()))
+}
+
+fn furthest(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).fold(0f32, |worst, (x, y)| worst.max((x - y).abs()))
+}
+
+#[test]
+fn every_option_moves_the_logits_of_both_executors_alike() {
+    let tokens = prompt(120);
+    let yarn = |key: &str, value: Value| {
+        let mut scaling =
+            json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 });
+        scaling[key] = value;
+        json!({ "rope_scaling": scaling })
+    };
+    let llama3 = |key: &str, value: Value| {
+        let mut scaling = json!({ "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64 });
+        scaling[key] = value;
+        json!({ "rope_scaling": scaling })
+    };
+    let long = |key: &str, value: Value| {
+        let mut config = json!({ "sliding_window": null, "original_max_position_embeddings": 64, "rope_scaling": {
+            "type": "longrope", "short_factor": vec![1.0; HEAD_DIM / 2], "long_factor": vec![2.0; HEAD_DIM / 2] } });
+        if config.get(key).is_some() {
+            config[key] = value;
+        } else {
+            config["rope_scaling"][key] = value;
+        }
+        config
+    };
+    let phi = json!({ "sliding_window": null });
+    let gemma2 = json!({ "sliding_window": 30, "query_pre_attn_scalar": 32 });
+    let gemma3 = json!({ "sliding_window": 30, "query_pre_attn_scalar": 32, "sliding_window_pattern": 2 });
+    let none = json!({});
+    // Architecture, its options, and those that one change makes of them.
+    let mut cases: Vec<(&str, Value, Value)> = Vec::new();
+    for architecture in ["llama", "mistral", "qwen2", "qwen3", "phi3"] {
+        let base = if architecture == "phi3" { &phi } else { &none };
+        cases.push((architecture, base.clone(), json!({ "rope_theta": 500.0 })));
+        cases.push((architecture, base.clone(), json!({ "rms_norm_eps": 0.1 })));
+        cases.push((architecture, base.clone(), json!({ "hidden_act": "gelu" })));
+        cases.push((architecture, base.clone(), json!({ "tie_word_embeddings": false })));
+        cases.push((
+            architecture,
+            base.clone(),
+            json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }),
+        ));
+    }
+    cases.extend([
+        ("llama", none.clone(), json!({ "attention_bias": true })),
+        ("llama", none.clone(), json!({ "mlp_bias": true })),
+        ("llama", none.clone(), llama3("factor", json!(4.0))),
+        ("llama", llama3("factor", json!(4.0)), llama3("factor", json!(8.0))),
+        ("llama", llama3("factor", json!(4.0)), llama3("low_freq_factor", json!(2.0))),
+        ("llama", llama3("factor", json!(4.0)), llama3("high_freq_factor", json!(8.0))),
+        ("llama", llama3("factor", json!(4.0)), llama3("original_max_position_embeddings", json!(128))),
+        ("mistral", none.clone(), json!({ "sliding_window": 40 })),
+        ("mistral", json!({ "sliding_window": 40 }), json!({ "sliding_window": 41 })),
+        (
+            "qwen2",
+            none.clone(),
+            json!({ "use_sliding_window": true, "sliding_window": 40, "max_window_layers": 1 }),
+        ),
+        (
+            "qwen2",
+            json!({ "use_sliding_window": true, "sliding_window": 40, "max_window_layers": 1 }),
+            json!({ "max_window_layers": 2 }),
+        ),
+        ("qwen2", yarn("factor", json!(4.0)), yarn("factor", json!(2.0))),
+        ("qwen2", yarn("factor", json!(4.0)), yarn("beta_fast", json!(4.0))),
+        ("qwen2", yarn("factor", json!(4.0)), yarn("beta_slow", json!(0.1))),
+        ("qwen2", yarn("factor", json!(4.0)), yarn("attention_factor", json!(1.3))),
+        ("qwen2", yarn("factor", json!(4.0)), yarn("truncate", json!(false))),
+        ("phi3", phi.clone(), json!({ "sliding_window": 40 })),
+        ("phi3", phi.clone(), json!({ "partial_rotary_factor": 0.5 })),
+        ("phi3", phi.clone(), long("attention_factor", json!(1.2))),
+        ("phi3", long("attention_factor", json!(1.2)), long("attention_factor", json!(1.5))),
+        ("phi3", long("attention_factor", json!(1.2)), {
+            let mut other = long("attention_factor", json!(1.2));
+            other["rope_scaling"]["long_factor"] = json!(vec![3.0; HEAD_DIM / 2]);
+            other
+        }),
+        ("phi3", long("attention_factor", json!(1.2)), {
+            let mut other = long("attention_factor", json!(1.2));
+            // The prompt is no longer beyond it: the short factors count.
+            other["original_max_position_embeddings"] = json!(256);
+            other
+        }),
+    ]);
+    for (architecture, base) in [("gemma2", &gemma2), ("gemma3_text", &gemma3)] {
+        for change in [
+            json!({ "rope_theta": 500.0 }),
+            json!({ "rms_norm_eps": 0.1 }),
+            json!({ "hidden_activation": "silu" }),
+            json!({ "query_pre_attn_scalar": 40 }),
+            json!({ "sliding_window": 31 }),
+            json!({ "sliding_window_pattern": 3 }),
+            json!({ "layer_types": ["full_attention", "sliding_attention", "full_attention"] }),
+            json!({ "final_logit_softcapping": 3.0 }),
+            json!({ "tie_word_embeddings": false }),
+        ] {
+            cases.push((architecture, base.clone(), change));
+        }
+    }
+    cases.push(("gemma2", gemma2.clone(), json!({ "attn_logit_softcapping": 1.0 })));
+    cases.push(("gemma3_text", gemma3.clone(), json!({ "rope_local_base_freq": 200.0 })));
+    cases.push(("gemma3_text", gemma3, json!({ "rope_scaling": { "rope_type": "linear", "factor": 8.0 } })));
+
+    for (architecture, base, change) in cases {
+        let mut changed = base.clone();
+        changed.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let run =
+            |extra: &Value, executor| logits(&open(model(architecture, extra), executor, 512, 1), &tokens);
+        let before = run(&base, ExecutorKind::Portable);
+        let after = run(&changed, ExecutorKind::Portable);
+        let fast = run(&changed, ExecutorKind::Cpu);
+        let (moved, apart) = (furthest(&before, &after), furthest(&fast, &after));
+        let size = largest(&after);
+        assert!(apart < 3e-3 * size, "{architecture} {change}: the executors are {apart} of {size} apart");
+        assert!(
+            moved > 1e-2 * size && moved > 4.0 * apart,
+            "{architecture} {change}: moved {moved} of {size}"
+        );
+    }
+}
+
 #[test]
 fn both_executors_agree_on_every_architecture() {
-    let tokens: Vec<TokenId> = (0..200u32).map(|i| TokenId(i * 31 % VOCAB as u32)).collect();
+    let tokens = prompt(200);
     let llama3 = json!({ "rope_scaling": { "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64 } });
     let cases = [
@@ -154,8 +299,7 @@ fn both_executors_agree_on_every_architecture() {
         assert!(orion_core::Model::info(&cpu).executor.starts_with("cpu"), "{architecture} fell back");
         let fast = logits(&cpu, &tokens);
         let exact = logits(&open(source.clone(), ExecutorKind::Portable, 512, 1), &tokens);
-        let greatest = exact.iter().fold(0f32, |a, v| a.max(v.abs()));
-        let worst = fast.iter().zip(&exact).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
+        let (greatest, worst) = (largest(&exact), furthest(&fast, &exact));
         // Only the halves of keys and values differ: 2^-11 of a value, averaged out in sums.
         assert!(worst < 3e-3 * greatest, "{architecture}: off by {worst} of {greatest}");
         let in_parts = logits(&open(source, ExecutorKind::Cpu, 7, 1), &tokens);

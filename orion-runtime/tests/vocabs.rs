@@ -1,5 +1,5 @@
 //! Vocabularies of many families against llama.cpp's ids. They are too large for the repository, so this test runs
-//! only when it is named: `scripts/vocabs.py` fetches them, and `make test-vocabs` does both.
+//! only when it is named: `make test-references` fetches them and runs it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
