@@ -161,6 +161,23 @@ fn templates_without_end_or_measure_are_stopped() {
         "the same compared",
         &format!("{twice}{{% set y = [1] %}}{}{{{{ x == y }}}}", "{% set y = [y, y] %}".repeat(40)),
     );
+    for (what, tail) in [
+        ("appended", "{{ ('' ~ x)|length }}"),
+        ("searched", "{{ 'a' in x }}"),
+        ("searched for", "{{ x in [[1]] }}"),
+        ("joined", "{{ x|join }}"),
+        ("sorted", "{{ x|sort }}"),
+        ("made unique", "{{ x|unique|list }}"),
+    ] {
+        refused(what, &format!("{twice}{tail}"));
+    }
+    let pairs = "{% set x = dict(a=x, b=x) %}".repeat(40);
+    refused("a map that holds itself twice", &format!("{{% set x = [1] %}}{pairs}{{{{ x in [x] }}}}"));
+    let attribute = "{% set n.x = [n.x, n.x] %}".repeat(40);
+    refused(
+        "an attribute that holds itself twice",
+        &format!("{{% set n = namespace(x=1) %}}{attribute}{{{{ n.x|sort }}}}"),
+    );
     refused("repetition", "{{ 'a' * 1000000000000 }}");
     refused("range", "{{ range(1000000000)|list }}");
     refused("width", "{{ '%1000000000d' % 1 }}");

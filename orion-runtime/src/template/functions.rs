@@ -19,6 +19,7 @@ pub(super) fn register(environment: &mut Environment<'_>) {
     environment.add_filter("e", escape);
     environment.add_filter(guard::MEASURED, measured);
     environment.add_filter(guard::WEIGHED, weighed);
+    environment.add_filter(guard::NAMED, named);
     environment.set_formatter(write);
     environment.add_test("iterable", |value: &Value| {
         use ValueKind as K;
@@ -39,6 +40,29 @@ fn measured(state: &State, value: Value) -> Result<Value, Error> {
 fn weighed(state: &State, value: Value) -> Result<Value, Error> {
     weigh(state, &value)?;
     Ok(value)
+}
+
+/// Charges for a sixteenth of what a value holds: a conversation that a loop collects is named again at each turn.
+fn named(state: &State, value: Value) -> Result<Value, Error> {
+    let mut held = 0;
+    count(state, &value, &mut held)?;
+    Ok(value)
+}
+
+fn count(state: &State, value: &Value, held: &mut u32) -> Result<(), Error> {
+    *held += 1;
+    if *held % 16 == 0 {
+        state.consume_fuel(1)?;
+    }
+    match value.kind() {
+        // What is read once is not read here.
+        ValueKind::Seq => value.try_iter()?.try_for_each(|item| count(state, &item, held)),
+        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
+            count(state, &key, held)?;
+            count(state, &value.get_item(&key)?, held)
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Writes a value, charged in advance: what it holds may be far more than what it takes.

@@ -57,6 +57,7 @@ pub(super) fn check(source: &str) -> Result<String> {
             // Marks what the model said, for training; here the text between the tags is kept as it is.
             Some("generation") => kept.push_str(&tag.replacen("generation", "if true", 1)),
             Some("endgeneration") => kept.push_str(&tag.replacen("endgeneration", "endif", 1)),
+            Some("set") => push_set(tag, &places, &mut kept),
             Some("raw") => {
                 kept.push_str(tag);
                 let end = end_of_raw(rest);
@@ -122,6 +123,42 @@ pub(super) const MEASURED: &str = "__measured";
 /// A list may hold another one twice: forty times `[x, x]` is small until it is written or compared. So what stands
 /// before a `~`, `==` or `!=` is weighed.
 pub(super) const WEIGHED: &str = "__weighed";
+
+/// A filter that hands on what it is given and charges a little for all that it holds.
+///
+/// What is weighed when it is given a name cannot be too much for `in`, `join`, `sort` and whatever else looks at all of it.
+pub(super) const NAMED: &str = "__named";
+
+/// The expression of a `set` tag, from just after its `=` to the tag's end.
+fn assigned(tag: &str) -> Option<(usize, usize)> {
+    let bytes = tag.as_bytes();
+    let mut at = 2;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' | b'\'' => at = string_end(bytes, at),
+            b'=' => {
+                let end = tag.strip_suffix("%}")?;
+                let end = end.strip_suffix(['-', '+']).unwrap_or(end).len();
+                return (at + 1 < end).then_some((at + 1, end));
+            }
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// Appends a `set` tag so that its value is weighed, with everything else as [`push_measured`].
+fn push_set(tag: &str, places: &[usize], kept: &mut String) {
+    let Some((start, end)) = assigned(tag) else { return push_measured(tag, places, kept) };
+    kept.push_str(&tag[..start]);
+    kept.push_str(" (");
+    let inside: Vec<usize> = places.iter().filter(|&&at| at >= start).map(|at| at - start).collect();
+    push_measured(&tag[start..end], &inside, kept);
+    kept.push_str(")|");
+    kept.push_str(NAMED);
+    kept.push(' ');
+    kept.push_str(&tag[end..]);
+}
 
 /// Appends a tag with what stands before each of the operators at `places` measured or weighed.
 fn push_measured(tag: &str, places: &[usize], kept: &mut String) {
@@ -217,7 +254,10 @@ mod tests {
             ("{%+ if a +%}x+y{%- endif +%}", "{%+ if a +%}x+y{%- endif +%}"),
             ("{{ (+1) }}{{ 'a + b' }}{{ a and +1 }}", "{{ (+1) }}{{ 'a + b' }}{{ a and +1 }}"),
             ("{% if a ~ 'b' == c != d %}", "{% if a |__weighed ~ 'b' |__weighed == c |__weighed != d %}"),
-            ("{% set a = b <= c %}", "{% set a = b <= c %}"),
+            ("{% set a = b <= c %}", "{% set a = ( b <= c )|__named %}"),
+            ("{%- set a.b=b + 'c=' -%}", "{%- set a.b= (b |__measured + 'c=' )|__named -%}"),
+            ("{% set a, b = c, d %}", "{% set a, b = ( c, d )|__named %}"),
+            ("{% set a %}=b{% endset %}", "{% set a %}=b{% endset %}"),
             ("{% if a is defined == b is not string ~ c %}", "{% if a is defined == b is not string ~ c %}"),
             ("{{ a() + {'b': 1}}}", "{{ a() |__measured + {'b': 1}}}"),
         ] {
