@@ -223,6 +223,7 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
             let nibbles = _mm_set1_epi8(15);
             let mut sum = [[_mm256_setzero_si256(); 2]; M];
             for part in 0..K::GROUPS / K::PART {
+                fetch::<K>(block, part);
                 // One run of groups whose 16-bit sums are widened at once, by number, so that all of it is constant.
                 macro_rules! runs {
                     ($($run:literal)*) => {
@@ -314,6 +315,21 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
             _mm256_storeu_ps(out.add(m * TILE_ROWS), total[m][0]);
             _mm256_storeu_ps(out.add(m * TILE_ROWS + 8), total[m][1]);
         }
+    }
+}
+
+/// How far ahead of the products weights are asked for. What the CPU fetches by itself ends with each page.
+const AHEAD: usize = 4096;
+
+/// Asks for the weights that follow, as many as one part of a block holds.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn fetch<K: Direct>(block: *const u8, part: usize) {
+    let share = K::BYTES / (K::GROUPS / K::PART);
+    let from = block.wrapping_add(AHEAD + part * share);
+    for line in 0..share.div_ceil(64) {
+        // SAFETY: a hint, which no address can make fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line * 64).cast()) };
     }
 }
 
