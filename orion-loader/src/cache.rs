@@ -12,6 +12,7 @@
 //! Nothing here relies on locks: names in `partial` are unique, and a blob appears by rename. Locks only spare
 //! downloads from being cleaned up while they run.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +23,8 @@ use std::time::{Duration, SystemTime};
 use orion_core::{Digest, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::http::shown;
 
 /// Partial downloads nobody holds are kept this long.
 const PARTIAL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -42,6 +45,8 @@ pub struct Blob {
     pub bytes: u64,
     /// When it was last opened.
     pub used: SystemTime,
+    /// Where it was fetched from, without queries.
+    pub urls: Vec<String>,
 }
 
 /// What [`Cache::verify`] found.
@@ -121,12 +126,20 @@ impl Cache {
     /// # Errors
     /// [`Io`](ErrorKind::Io).
     pub fn list(&self) -> Result<Vec<Blob>> {
+        let mut urls: HashMap<Digest, Vec<String>> = HashMap::new();
+        for (path, _) in entries(&self.root.join("refs"))? {
+            let found = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Ref>(&bytes).ok());
+            if let Some(found) = found {
+                urls.entry(found.digest).or_default().push(shown(&found.url));
+            }
+        }
         let mut blobs = Vec::new();
         for (path, metadata) in entries(&self.root.join("blobs"))? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if let Some(digest) = Digest::parse(name) {
                 let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                blobs.push(Blob { digest, bytes: metadata.len(), used });
+                let urls = urls.remove(&digest).unwrap_or_default();
+                blobs.push(Blob { digest, bytes: metadata.len(), used, urls });
             }
         }
         blobs.sort_by_key(|blob| (blob.used, blob.digest));

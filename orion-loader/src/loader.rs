@@ -94,12 +94,7 @@ impl Loader {
     /// [`Io`](ErrorKind::Io) if the cache's directory cannot be made, [`InvalidInput`](ErrorKind::InvalidInput) if
     /// none can be found or the hub's URL is none.
     pub fn new(options: LoaderOptions) -> Result<Self> {
-        let directory = match &options.cache_directory {
-            Some(path) => path.clone(),
-            None => default_cache().ok_or_else(|| {
-                Error::invalid("neither XDG_CACHE_HOME nor HOME is set; name a cache directory")
-            })?,
-        };
+        let cache = options.open_cache()?;
         let hub = parse(&options.hub_url)?;
         let host = hub.host().unwrap_or_default();
         let local = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
@@ -107,7 +102,7 @@ impl Loader {
         let shown_to = (hub.scheme_str() == Some("https") || local).then(|| origin(&hub));
         let token = shown_to.zip(options.token.clone());
         let client = Client::new(options.stall, token);
-        let fetcher = Fetcher::new(client, Cache::open(directory)?, options);
+        let fetcher = Fetcher::new(client, cache, options);
         Ok(Self { fetcher: Arc::new(fetcher) })
     }
 
@@ -370,10 +365,4 @@ impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Loader").field("cache", &self.fetcher.cache).finish_non_exhaustive()
     }
-}
-
-fn default_cache() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("orion"))
 }

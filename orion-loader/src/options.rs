@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orion_core::{Error, Result};
+
+use crate::cache::Cache;
 use crate::progress::Progress;
 
 type Wait = Arc<dyn Fn(Duration) + Send + Sync>;
@@ -54,7 +57,8 @@ impl LoaderOptions {
         Self::default()
     }
 
-    /// Where fetched files are kept. Default: `orion` in `XDG_CACHE_HOME` or in `.cache` of the home directory.
+    /// Where fetched files are kept. Default: `ORION_CACHE`, else `orion` in `XDG_CACHE_HOME` or in `.cache` of the home
+    /// directory.
     #[must_use]
     pub fn cache_directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.cache_directory = Some(path.into());
@@ -137,6 +141,30 @@ impl LoaderOptions {
         self.on_progress = Some(Arc::new(listener));
         self
     }
+}
+
+impl LoaderOptions {
+    /// Opens the cache these options name, without anything that fetches.
+    ///
+    /// # Errors
+    /// [`Io`](orion_core::ErrorKind::Io) if its directory cannot be made,
+    /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if none can be found.
+    pub fn open_cache(&self) -> Result<Cache> {
+        Cache::open(match &self.cache_directory {
+            Some(path) => path.clone(),
+            None => default_cache().ok_or_else(|| {
+                Error::invalid("none of ORION_CACHE, XDG_CACHE_HOME and HOME is set; name a cache directory")
+            })?,
+        })
+    }
+}
+
+fn default_cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("ORION_CACHE").or_else(|| {
+        let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+        Some(base.join("orion"))
+    })
 }
 
 impl fmt::Debug for LoaderOptions {
