@@ -4,7 +4,7 @@
 //! blobs/<sha256>             whole and verified, never written again
 //! refs/<sha256 of URL>.json  which blob a URL was, and its entity tag
 //! partial/<key>.<nonce>.part downloads that are under way or were cut short, each of one process
-//! partial/<key>.<nonce>.json the entity tag they belong to
+//! partial/<key>.<nonce>.json the entity tag they belong to, and which bytes are there
 //! marks/<sha256 of path>.json files elsewhere that were verified, and what they were then
 //! quarantine/                blobs that no longer have their digest
 //! ```
@@ -249,8 +249,8 @@ impl Cache {
         self.root.join("partial").join(format!("{key}.{}.part", nonce()))
     }
 
-    /// Partial downloads of `key` nobody is known to write, with the entity tag each was made under, largest first.
-    pub(crate) fn leftovers(&self, key: &Digest) -> Vec<(PathBuf, Option<String>)> {
+    /// Partial downloads of `key` nobody is known to write, with what is noted of each, largest first.
+    pub(crate) fn leftovers(&self, key: &Digest) -> Vec<(PathBuf, Option<Note>)> {
         let prefix = format!("{key}.");
         let mut found: Vec<_> = entries(&self.root.join("partial"))
             .unwrap_or_default()
@@ -264,9 +264,9 @@ impl Cache {
         found
             .into_iter()
             .map(|(path, _)| {
-                let tag =
+                let note =
                     fs::read(tag_path(&path)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-                (path, tag)
+                (path, note)
             })
             .collect()
     }
@@ -303,12 +303,28 @@ pub(crate) fn key_of(url: &str) -> Digest {
     Digest(Sha256::digest(url.as_bytes()).into())
 }
 
-/// Where the entity tag of a partial download is noted.
+/// What is known of a partial download.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// The entity tag its bytes were sent under.
+    pub(crate) etag: Option<String>,
+    /// When the machine was running that wrote it: after a crash a file may hold zeros where bytes were written.
+    pub(crate) boot: Option<String>,
+    /// Which bytes it holds; `None` if it has no holes.
+    pub(crate) have: Option<Vec<(u64, u64)>>,
+}
+
+/// Names the time since the machine was started, where the system does.
+pub(crate) fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
+/// Where that is noted.
 pub(crate) fn tag_path(partial: &Path) -> PathBuf {
     partial.with_extension("json")
 }
 
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create_new(path)?;
         file.write_all(bytes)?;
