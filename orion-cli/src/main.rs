@@ -1,7 +1,9 @@
 //! The command line of ORION. Every command is a thin use of the library.
 
+mod bar;
 mod commands;
 mod output;
+mod source;
 
 use std::process::ExitCode;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Completion, Flow, GenerationEvent};
 use crate::header::ModelHeader;
 use crate::id::{ModelId, RequestId};
@@ -55,6 +55,24 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// When they cannot be had: I/O, network, a digest that does not match, `index` out of range.
     fn tensor(&self, index: usize) -> Result<TensorBytes>;
+
+    /// The rows of matrix `index`, one behind the other in the order asked for. Like [`tensor`](Self::tensor), but where
+    /// the bytes are still on their way these come first; they may be from before the whole was verified, so who
+    /// uses them must not publish what follows from them before [`tensor`](Self::tensor) has answered for all other
+    /// tensors. Shape `[rows, columns]`; `bytes / rows` each.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor); a row out of range; a layout that is not [`RowMajor`](crate::TileLayout::RowMajor).
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        let missing = || Error::new(ErrorKind::NotFound, format!("tensor {index}"));
+        let info = self.header().tensors.get(index).ok_or_else(missing)?;
+        info.rows_of(&self.tensor(index)?, rows)
+    }
+
+    /// Says which tensors will be asked for, in order of need; the bytes then arrive in that order. A hint.
+    fn expect(&self, order: &[usize]) {
+        let _ = order;
+    }
 
     /// The bytes of tensor `index` are not needed again; what caches them may let them go.
     fn release(&self, index: usize) {

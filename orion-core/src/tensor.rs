@@ -151,6 +151,36 @@ impl TensorInfo {
     }
 }
 
+impl TensorInfo {
+    /// Picks rows out of the bytes of a matrix, `[rows, columns]`.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if it is not stored row by row,
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if there is no such row,
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if `bytes` has another length than the table says.
+    pub fn rows_of(&self, bytes: &[u8], rows: &[u32]) -> Result<TensorBytes> {
+        let about = |error: Error| error.about(format!("tensor {}", self.name));
+        let count = self.shape.first().copied().unwrap_or(0);
+        if self.layout != TileLayout::RowMajor || self.shape.len() != 2 || count == 0 {
+            return Err(about(Error::unsupported("is not stored row by row")));
+        }
+        if bytes.len() as u64 != self.bytes {
+            return Err(about(Error::corrupt(format!("{} bytes, expected {}", bytes.len(), self.bytes))));
+        }
+        let row_bytes =
+            bytes.len() / usize::try_from(count).map_err(|_| about(Error::corrupt("too many rows")))?;
+        let mut picked = Vec::with_capacity(rows.len() * row_bytes);
+        for &row in rows {
+            let start = row as usize * row_bytes;
+            let found = (u64::from(row) < count).then(|| &bytes[start..start + row_bytes]);
+            picked.extend_from_slice(
+                found.ok_or_else(|| about(Error::invalid(format!("row {row} of {count}"))))?,
+            );
+        }
+        Ok(picked.into())
+    }
+}
+
 /// The bytes of one tensor: owned, or a window into something larger that is shared.
 #[derive(Clone)]
 pub struct TensorBytes {
@@ -212,6 +242,16 @@ mod tests {
         assert_eq!(TensorType::Q4K.bytes_of(576), None);
         assert_eq!(TensorType::F32.bytes_of(u64::MAX), None);
         assert_eq!(TensorType::F32.bytes_of(0), Some(0));
+    }
+
+    #[test]
+    fn rows_are_picked_in_the_order_asked_for() {
+        let (ty, layout) = (TensorType::F16, TileLayout::RowMajor);
+        let info =
+            TensorInfo { name: "e".into(), shape: vec![3, 2], ty, layout, file: 0, offset: 0, bytes: 12 };
+        let bytes: Vec<u8> = (0..12).collect();
+        assert_eq!(&*info.rows_of(&bytes, &[2, 0]).unwrap(), &[8, 9, 10, 11, 0, 1, 2, 3]);
+        assert!(info.rows_of(&bytes, &[3]).is_err() && info.rows_of(&bytes[1..], &[0]).is_err());
     }
 
     #[test]

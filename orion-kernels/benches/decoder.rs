@@ -105,7 +105,7 @@ fn decoders(criterion: &mut Criterion) {
     for model in models() {
         let s = &model.shape;
         let table = random(&pool, model.table, s.vocab, s.hidden);
-        let embedding = Embedding { table: table.clone(), scale: 1.0 };
+        let embedding = Embedding { table: table.clone(), tokens: None, scale: 1.0 };
         let head = Head { norm: vec![1.0; s.hidden], matrix: table, soft_cap: None };
         let blocks: Vec<Block> = (0..s.layers).map(|_| block(&pool, &model)).collect();
         let stages = Stages { embedding: Some(&embedding), first: 0, blocks: &blocks, head: Some(&head) };

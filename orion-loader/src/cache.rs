@@ -4,7 +4,7 @@
 //! blobs/<sha256>             whole and verified, never written again
 //! refs/<sha256 of URL>.json  which blob a URL was, and its entity tag
 //! partial/<key>.<nonce>.part downloads that are under way or were cut short, each of one process
-//! partial/<key>.<nonce>.json the entity tag they belong to
+//! partial/<key>.<nonce>.json the entity tag they belong to, and which bytes are there
 //! marks/<sha256 of path>.json files elsewhere that were verified, and what they were then
 //! quarantine/                blobs that no longer have their digest
 //! ```
@@ -12,6 +12,7 @@
 //! Nothing here relies on locks: names in `partial` are unique, and a blob appears by rename. Locks only spare
 //! downloads from being cleaned up while they run.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -22,6 +23,8 @@ use std::time::{Duration, SystemTime};
 use orion_core::{Digest, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::http::shown;
 
 /// Partial downloads nobody holds are kept this long.
 const PARTIAL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -42,6 +45,8 @@ pub struct Blob {
     pub bytes: u64,
     /// When it was last opened.
     pub used: SystemTime,
+    /// Where it was fetched from, without queries.
+    pub urls: Vec<String>,
 }
 
 /// What [`Cache::verify`] found.
@@ -121,12 +126,20 @@ impl Cache {
     /// # Errors
     /// [`Io`](ErrorKind::Io).
     pub fn list(&self) -> Result<Vec<Blob>> {
+        let mut urls: HashMap<Digest, Vec<String>> = HashMap::new();
+        for (path, _) in entries(&self.root.join("refs"))? {
+            let found = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Ref>(&bytes).ok());
+            if let Some(found) = found {
+                urls.entry(found.digest).or_default().push(shown(&found.url));
+            }
+        }
         let mut blobs = Vec::new();
         for (path, metadata) in entries(&self.root.join("blobs"))? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if let Some(digest) = Digest::parse(name) {
                 let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                blobs.push(Blob { digest, bytes: metadata.len(), used });
+                let urls = urls.remove(&digest).unwrap_or_default();
+                blobs.push(Blob { digest, bytes: metadata.len(), used, urls });
             }
         }
         blobs.sort_by_key(|blob| (blob.used, blob.digest));
@@ -236,8 +249,8 @@ impl Cache {
         self.root.join("partial").join(format!("{key}.{}.part", nonce()))
     }
 
-    /// Partial downloads of `key` nobody is known to write, with the entity tag each was made under, largest first.
-    pub(crate) fn leftovers(&self, key: &Digest) -> Vec<(PathBuf, Option<String>)> {
+    /// Partial downloads of `key` nobody is known to write, with what is noted of each, largest first.
+    pub(crate) fn leftovers(&self, key: &Digest) -> Vec<(PathBuf, Option<Note>)> {
         let prefix = format!("{key}.");
         let mut found: Vec<_> = entries(&self.root.join("partial"))
             .unwrap_or_default()
@@ -251,9 +264,9 @@ impl Cache {
         found
             .into_iter()
             .map(|(path, _)| {
-                let tag =
+                let note =
                     fs::read(tag_path(&path)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-                (path, tag)
+                (path, note)
             })
             .collect()
     }
@@ -290,12 +303,28 @@ pub(crate) fn key_of(url: &str) -> Digest {
     Digest(Sha256::digest(url.as_bytes()).into())
 }
 
-/// Where the entity tag of a partial download is noted.
+/// What is known of a partial download.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// The entity tag its bytes were sent under.
+    pub(crate) etag: Option<String>,
+    /// When the machine was running that wrote it: after a crash a file may hold zeros where bytes were written.
+    pub(crate) boot: Option<String>,
+    /// Which bytes it holds; `None` if it has no holes.
+    pub(crate) have: Option<Vec<(u64, u64)>>,
+}
+
+/// Names the time since the machine was started, where the system does.
+pub(crate) fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
+/// Where that is noted.
 pub(crate) fn tag_path(partial: &Path) -> PathBuf {
     partial.with_extension("json")
 }
 
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create_new(path)?;
         file.write_all(bytes)?;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Read;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,12 +14,23 @@ use orion_formats::Reason;
 use crate::arriving::Arriving;
 use crate::cache::{Cache, Ref, key_of};
 use crate::http::{Answer, Ask, Body, Client, Failure, shown, too_large};
+use crate::idle::Idle;
+use crate::intervals::Intervals;
 use crate::options::LoaderOptions;
 use crate::progress::{Phase, Progress};
 use crate::transfer::Transfer;
+use crate::window::Window;
 
 /// Bytes between two progress events.
 const PROGRESS_STEP: u64 = 512 << 10;
+/// Bytes read at once.
+const PIECE: usize = 1 << 16;
+/// Bytes after which a connection asks again what is needed next.
+const STEP: u64 = 1 << 20;
+/// The same where several connections share a file: each is a request.
+const LANE_STEP: u64 = 4 << 20;
+/// Missing bytes from which on a file is worth several connections.
+const WORTH_LANES: u64 = 16 << 20;
 /// Longest wait a server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// Most bytes of any file.
@@ -53,13 +65,30 @@ pub(crate) struct Fetcher {
     pub(crate) client: Client,
     pub(crate) cache: Cache,
     pub(crate) options: LoaderOptions,
+    /// Whether a model is being loaded.
+    pub(crate) idle: Arc<Idle>,
     clock: SystemClock,
     throttle: Mutex<Timestamp>,
 }
 
+/// One file on its way: shared by the connections that fetch it.
+#[derive(Clone)]
+struct Job {
+    wanted: Arc<Wanted>,
+    arriving: Arc<Arriving>,
+    transfer: Arc<Transfer>,
+}
+
 impl Fetcher {
     pub(crate) fn new(client: Client, cache: Cache, options: LoaderOptions) -> Self {
-        Self { client, cache, options, clock: SystemClock::new(), throttle: Mutex::default() }
+        Self {
+            client,
+            cache,
+            options,
+            idle: Arc::default(),
+            clock: SystemClock::new(),
+            throttle: Mutex::default(),
+        }
     }
 
     /// Whether the cache has it for sure.
@@ -68,10 +97,10 @@ impl Fetcher {
             || wanted.digest.is_some_and(|digest| self.cache.find(&digest, wanted.bytes).is_some())
     }
 
-    /// Fetches a file unless the cache has it. How it went is told to `arriving`.
-    pub(crate) fn fetch(&self, wanted: &Wanted, arriving: &Arriving) {
+    /// Fetches a file unless the cache has it, over up to `lanes` connections. How it went is told to `arriving`.
+    pub(crate) fn fetch(self: &Arc<Self>, wanted: &Arc<Wanted>, arriving: &Arc<Arriving>, lanes: usize) {
         let report = Report { fetcher: self, wanted, began: self.clock.now() };
-        let outcome = self.run(wanted, arriving, &report).and_then(|path| {
+        let outcome = self.run(wanted, arriving, &report, lanes).and_then(|path| {
             let file = File::open(&path).map_err(|error| crate::cache::io_error(error, &path))?;
             // Held while it is in use, so that cleaning keeps it.
             let _ = file.try_lock_shared();
@@ -94,9 +123,15 @@ impl Fetcher {
         }
     }
 
-    fn run(&self, wanted: &Wanted, arriving: &Arriving, report: &Report<'_>) -> Result<PathBuf> {
+    fn run(
+        self: &Arc<Self>,
+        wanted: &Arc<Wanted>,
+        arriving: &Arc<Arriving>,
+        report: &Report<'_>,
+        lanes: usize,
+    ) -> Result<PathBuf> {
         if arriving.cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, "the fetch was cancelled").about(shown(&wanted.url)));
+            return Err(cancelled(&wanted.url));
         }
         if wanted.bytes.is_some_and(|bytes| bytes > wanted.most) {
             return Err(too_large(&wanted.url, wanted.most));
@@ -118,13 +153,16 @@ impl Fetcher {
                     .about(shown(&wanted.url))
             });
         }
-        match self.download(wanted, arriving, report, known.as_ref().map(|(_, found)| found)) {
+        match self.download(wanted, arriving, report, known.as_ref().map(|(_, found)| found), lanes) {
             Ok(Some(path)) => Ok(path),
             Ok(None) => Ok(known.expect("only a known file can be unmodified").0),
             // What was there yesterday is better than nothing when the network is not there, unless something of
             // today's has been used already.
             Err(error) => match known {
-                Some((path, _)) if error.kind() == ErrorKind::Network && arriving.retract(0).is_ok() => {
+                Some((path, _))
+                    if error.kind() == ErrorKind::Network
+                        && arriving.retract(&Intervals::default()).is_ok() =>
+                {
                     Ok(path)
                 }
                 _ => Err(error),
@@ -134,32 +172,44 @@ impl Fetcher {
 
     /// `None`: what is known is still current.
     fn download(
-        &self,
-        wanted: &Wanted,
-        arriving: &Arriving,
+        self: &Arc<Self>,
+        wanted: &Arc<Wanted>,
+        arriving: &Arc<Arriving>,
         report: &Report<'_>,
         known: Option<&Ref>,
+        lanes: usize,
     ) -> Result<Option<PathBuf>> {
         let urls = self.urls(&wanted.url);
         let key = wanted.digest.unwrap_or_else(|| key_of(&wanted.url));
-        let mut transfer = Transfer::begin(&self.cache, key, wanted)?;
-        arriving.begin(transfer.file());
-        transfer.adopt_leftover()?;
+        let transfer = Arc::new(Transfer::begin(&self.cache, key, Arc::clone(wanted))?);
+        let adopted = transfer.adopt_leftover(arriving);
+        let job = Job { wanted: Arc::clone(wanted), arriving: Arc::clone(arriving), transfer };
+        let transfer = &job.transfer;
+        if let Err(error) = adopted {
+            transfer.discard();
+            return Err(error);
+        }
+        arriving.begin(transfer);
         let (mut failures, mut number, mut mismatches) = (0, 0, 0);
+        let mut lanes = Lanes { wanted: lanes, running: false, adopted: transfer.received() };
         loop {
             let url = &urls[number % urls.len()];
-            let before = transfer.position();
-            let failure = match self.attempt(url, wanted, arriving, report, &mut transfer, known) {
+            let before = transfer.received();
+            let failure = match self.attempt(url, &job, report, known, &mut lanes) {
                 Ok(Attempt::NotModified) => {
                     transfer.discard();
                     return Ok(None);
                 }
-                Ok(Attempt::Complete(digest)) => match transfer.verify(digest) {
-                    Ok(digest) => return self.install(wanted, arriving, transfer, digest).map(Some),
+                Ok(Attempt::More) => {
+                    failures = 0;
+                    continue;
+                }
+                Ok(Attempt::Complete(announced)) => match transfer.verify(announced) {
+                    Ok(digest) => return self.install(&job, digest).map(Some),
                     Err(error) => {
                         mismatches += 1;
                         // The first may be a bad leftover or a bad mirror; afterwards the server has another file.
-                        if mismatches > urls.len() || arriving.retract(0).is_err() {
+                        if mismatches > urls.len() || arriving.retract(&Intervals::default()).is_err() {
                             transfer.discard();
                             return Err(error);
                         }
@@ -170,10 +220,10 @@ impl Fetcher {
                 Err(failure) => failure,
             };
             number += 1;
-            failures = if transfer.position() > before { 1 } else { failures + 1 };
+            failures = if transfer.received() > before { 1 } else { failures + 1 };
             if arriving.cancelled() {
                 transfer.keep_or_discard();
-                return Err(Error::new(ErrorKind::Cancelled, "the fetch was cancelled").about(shown(url)));
+                return Err(cancelled(url));
             }
             // A mirror may have what this one has not.
             let elsewhere = number < urls.len() && failure.error.kind() != ErrorKind::Io;
@@ -188,23 +238,48 @@ impl Fetcher {
         }
     }
 
+    /// One answer of the server, followed as long as it brings what is needed next.
     fn attempt(
-        &self,
+        self: &Arc<Self>,
         url: &str,
-        wanted: &Wanted,
-        arriving: &Arriving,
+        job: &Job,
         report: &Report<'_>,
-        transfer: &mut Transfer<'_>,
         known: Option<&Ref>,
+        lanes: &mut Lanes,
     ) -> Result<Attempt, Failure> {
+        let Job { wanted, arriving, transfer } = job;
         if transfer.is_whole() {
             return Ok(Attempt::Complete(None));
         }
-        let etag = transfer.etag().map(str::to_owned);
+        let most = if lanes.running { LANE_STEP } else { STEP };
+        let Some(claim) = transfer.claim(&arriving.order(), most) else {
+            if transfer.is_complete() {
+                return Ok(Attempt::Complete(None));
+            }
+            if arriving.cancelled() {
+                return Err(cancelled(url).into());
+            }
+            transfer.wait_for_others();
+            return Ok(Attempt::More);
+        };
+        if lanes.running {
+            // Should it fail, the way without others is gone.
+            lanes.running = false;
+            self.part(url, job, claim)?;
+            lanes.running = true;
+            let there = transfer.received();
+            report.say(Phase::Fetching, there, transfer.total(), there.saturating_sub(lanes.adopted));
+            return Ok(Attempt::More);
+        }
+        let mut claim = Claim { transfer, range: claim };
+        let etag = transfer.etag();
+        let nothing = transfer.received() == 0;
         let ask = Ask {
-            from: transfer.position(),
+            from: claim.range.start,
+            // What is needed next is most often what follows; where it is not, the connection is dropped.
+            to: None,
             if_range: etag.as_deref(),
-            if_none_match: known.and_then(|known| known.etag.as_deref()).filter(|_| transfer.position() == 0),
+            if_none_match: known.and_then(|known| known.etag.as_deref()).filter(|_| nothing),
         };
         let body = match self.client.get(url, &ask)? {
             Answer::NotModified if ask.if_none_match.is_some() => return Ok(Attempt::NotModified),
@@ -217,16 +292,100 @@ impl Fetcher {
             Answer::Body(body) => body,
         };
         self.check_length(url, wanted, &body)?;
-        if body.from == 0 {
-            transfer.rewind();
+        let other = transfer.set_version(body.etag.clone(), body.total, body.partial)?;
+        if body.from != claim.range.start && !other {
+            transfer.rewind_for_good();
         }
-        transfer.set_version(body.etag.clone(), body.total)?;
-        if let Some(total) = body.total {
+        if let Some(total) = transfer.total() {
             arriving.set_total(total);
         }
+        if body.partial {
+            transfer.confirm(arriving);
+        }
+        claim.take_over(body.from, transfer.total());
+        self.start_lanes(url, job, lanes);
         let digest = body.digest;
-        self.receive(url, wanted, body, arriving, report, transfer)?;
-        Ok(Attempt::Complete(digest))
+        self.receive(url, job, body, report, &mut claim)?;
+        drop(claim);
+        Ok(if transfer.is_complete() { Attempt::Complete(digest) } else { Attempt::More })
+    }
+
+    /// Lets more connections take part, once, where that is worth it.
+    fn start_lanes(self: &Arc<Self>, url: &str, job: &Job, lanes: &mut Lanes) {
+        let missing = job.transfer.total().unwrap_or_default().saturating_sub(job.transfer.received());
+        if lanes.wanted < 2 || missing < WORTH_LANES || !job.transfer.can_jump() {
+            return;
+        }
+        lanes.running = true;
+        for _ in 1..std::mem::replace(&mut lanes.wanted, 1) {
+            let (fetcher, url, job) = (Arc::clone(self), url.to_owned(), job.clone());
+            let lane = move || fetcher.lane(&url, &job);
+            if std::thread::Builder::new().name("orion-fetch".into()).spawn(lane).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A further connection. Whatever goes wrong on it ends it: the first one sees to the rest.
+    fn lane(&self, url: &str, job: &Job) {
+        let (transfer, arriving) = (&job.transfer, &job.arriving);
+        while !transfer.has_ended() && !arriving.cancelled() {
+            let Some(range) = transfer.claim(&arriving.order(), LANE_STEP) else { return };
+            if self.part(url, job, range).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Fetches a claimed range by a request of its own.
+    fn part(&self, url: &str, job: &Job, range: Range<u64>) -> Result<(), Failure> {
+        let Job { wanted, arriving, transfer } = job;
+        let claim = Claim { transfer, range };
+        let etag = transfer.etag();
+        let ask = Ask {
+            from: claim.range.start,
+            to: Some(claim.range.end),
+            if_range: etag.as_deref(),
+            ..Ask::default()
+        };
+        let Answer::Body(mut body) = self.client.get(url, &ask)? else {
+            return Err(network(url, "the server sent nothing").into());
+        };
+        if !body.partial {
+            return Err(network(url, "the server does not send parts").into());
+        }
+        self.check_length(url, wanted, &body)?;
+        transfer.set_version(body.etag.clone(), body.total, true)?;
+        let (mut at, mut piece) = (claim.range.start, vec![0; PIECE]);
+        while at < claim.range.end {
+            if arriving.cancelled() || transfer.has_ended() {
+                return Err(cancelled(url).into());
+            }
+            let room = usize::try_from(claim.range.end - at).unwrap_or(PIECE).min(PIECE);
+            let read = body.reader.read(&mut piece[..room]).map_err(|error| lost(url, error.to_string()))?;
+            if read == 0 {
+                return Err(lost(url, format!("the connection ended at byte {at}")));
+            }
+            self.throttle(read);
+            transfer.accept(at, &piece[..read], arriving)?;
+            arriving.fetched(read as u64);
+            at += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Fetches ranges ahead of everything else, on the caller's thread, as far as that can be done. What fails is left
+    /// to those who fetch the whole.
+    pub(crate) fn ahead(&self, wanted: &Arc<Wanted>, arriving: &Arc<Arriving>, ranges: &[Range<u64>]) {
+        let Some(transfer) = arriving.transfer().filter(|transfer| transfer.can_jump()) else { return };
+        let job = Job { wanted: Arc::clone(wanted), arriving: Arc::clone(arriving), transfer };
+        for range in ranges {
+            while let Some(claim) = job.transfer.claim_within(range) {
+                if self.part(&wanted.url, &job, claim).is_err() {
+                    return;
+                }
+            }
+        }
     }
 
     fn check_length(&self, url: &str, wanted: &Wanted, body: &Body) -> Result<()> {
@@ -247,62 +406,61 @@ impl Fetcher {
     fn receive(
         &self,
         url: &str,
-        wanted: &Wanted,
+        job: &Job,
         mut body: Body,
-        arriving: &Arriving,
         report: &Report<'_>,
-        transfer: &mut Transfer<'_>,
+        claim: &mut Claim<'_>,
     ) -> Result<(), Failure> {
-        let lost = |message: String| Failure {
-            error: Error::new(ErrorKind::Network, message).about(shown(url)),
-            retry: true,
-            retry_after: None,
-        };
-        let total = body.total.or(wanted.bytes);
-        let (first, mut said) = (transfer.position(), 0);
-        let mut piece = vec![0; 1 << 16];
+        let Job { wanted, arriving, transfer } = job;
+        let total = transfer.total();
+        let most = total.unwrap_or(wanted.most).min(wanted.most);
+        let mut at = claim.range.start;
+        let (first, mut said) = (transfer.received(), 0);
+        let mut piece = vec![0; PIECE];
         report.say(Phase::Fetching, first, total, 0);
         loop {
             if arriving.cancelled() {
-                return Err(Error::new(ErrorKind::Cancelled, "the fetch was cancelled")
-                    .about(shown(url))
-                    .into());
+                return Err(cancelled(url).into());
             }
+            if at == claim.range.end && !claim.go_on(&arriving.order()) {
+                return Ok(());
+            }
+            let room = usize::try_from(claim.range.end - at).unwrap_or(PIECE).min(PIECE);
             let read = body
                 .reader
-                .read(&mut piece)
-                .map_err(|error| lost(format!("the connection failed: {error}")))?;
+                .read(&mut piece[..room])
+                .map_err(|error| lost(url, format!("the connection failed: {error}")))?;
             if read == 0 {
                 break;
             }
             self.throttle(read);
-            if transfer.position() + read as u64 > total.unwrap_or(wanted.most).min(wanted.most) {
-                return Err(too_large(url, total.unwrap_or(wanted.most)).into());
+            if at + read as u64 > most {
+                return Err(too_large(url, most).into());
             }
-            transfer.accept(&piece[..read], arriving)?;
-            arriving.advance(transfer.usable());
-            if transfer.position() - first >= said + PROGRESS_STEP {
-                said = transfer.position() - first;
-                report.say(Phase::Fetching, transfer.position(), total, said);
+            transfer.accept(at, &piece[..read], arriving)?;
+            at += read as u64;
+            let there = transfer.received();
+            if there.saturating_sub(first) >= said + PROGRESS_STEP {
+                said = there - first;
+                report.say(Phase::Fetching, there, total, said);
+            }
+            arriving.fetched(read as u64);
+        }
+        match total {
+            Some(total) if at < total => Err(lost(url, format!("the connection ended after {at} bytes"))),
+            Some(_) => Ok(()),
+            None => {
+                transfer.set_end(at);
+                Ok(())
             }
         }
-        if total.is_some_and(|total| transfer.position() < total) {
-            return Err(lost(format!("the connection ended after {} bytes", transfer.position())));
-        }
-        transfer.finish_chunk(arriving)?;
-        Ok(())
     }
 
-    fn install(
-        &self,
-        wanted: &Wanted,
-        arriving: &Arriving,
-        transfer: Transfer<'_>,
-        digest: Digest,
-    ) -> Result<PathBuf> {
-        let (bytes, etag) = (transfer.position(), transfer.etag().map(str::to_owned));
+    fn install(&self, job: &Job, digest: Digest) -> Result<PathBuf> {
+        let Job { wanted, arriving, transfer } = job;
+        let (bytes, etag) = (transfer.received(), transfer.etag());
+        arriving.set_verified(bytes);
         let path = transfer.install(digest)?;
-        arriving.set_total(bytes);
         self.cache.write_ref(&Ref { url: wanted.url.clone(), digest, bytes, etag })?;
         Ok(path)
     }
@@ -346,18 +504,84 @@ impl Fetcher {
     }
 
     /// Fetches a small file and returns its bytes.
-    pub(crate) fn small(&self, wanted: &Wanted) -> Result<Vec<u8>> {
-        let arriving = Arriving::new(shown(&wanted.url), Default::default());
-        self.fetch(wanted, &arriving);
+    pub(crate) fn small(self: &Arc<Self>, wanted: Wanted) -> Result<Vec<u8>> {
+        let window = Arc::new(Window::new(None));
+        let arriving = Arc::new(Arriving::new(shown(&wanted.url), Default::default(), window));
+        self.fetch(&Arc::new(wanted), &arriving, 1);
         let path = arriving.done()?;
         fs::read(&path).map_err(|error| crate::cache::io_error(error, &path))
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        failure.error
     }
 }
 
 enum Attempt {
     /// All bytes are there; the digest the server announced.
     Complete(Option<Digest>),
+    /// What comes next is elsewhere in the file.
+    More,
     NotModified,
+}
+
+/// The connections of one file.
+struct Lanes {
+    /// How many there may be.
+    wanted: usize,
+    /// Whether there are several.
+    running: bool,
+    /// Bytes that were there before the first answer.
+    adopted: u64,
+}
+
+/// Bytes one connection fetches and no other does, as long as this is not dropped.
+struct Claim<'a> {
+    transfer: &'a Transfer,
+    range: Range<u64>,
+}
+
+impl Claim<'_> {
+    /// Takes over from another place, once the length is known too.
+    fn take_over(&mut self, from: u64, total: Option<u64>) {
+        let range = match total {
+            Some(total) => from..from.saturating_add(STEP).min(total),
+            None => from..u64::MAX,
+        };
+        self.transfer.exchange(&self.range, &range);
+        self.range = range;
+    }
+
+    /// Goes on to what is needed next, if that is what follows.
+    fn go_on(&mut self, order: &[Range<u64>]) -> bool {
+        let Some(next) = self.transfer.claim(order, STEP) else { return false };
+        if next.start != self.range.end {
+            self.transfer.release(next);
+            return false;
+        }
+        self.transfer.release(std::mem::replace(&mut self.range, next));
+        true
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.transfer.release(self.range.clone());
+    }
+}
+
+fn cancelled(url: &str) -> Error {
+    Error::new(ErrorKind::Cancelled, "the fetch was cancelled").about(shown(url))
+}
+
+fn network(url: &str, message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Network, message).about(shown(url))
+}
+
+fn lost(url: &str, message: String) -> Failure {
+    Failure { error: network(url, message), retry: true, retry_after: None }
 }
 
 struct Report<'a> {

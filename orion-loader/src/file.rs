@@ -3,13 +3,19 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use orion_core::{Error, ErrorKind, ModelHeader, Result, TensorBytes, WeightSource};
 use orion_formats::Reason;
 
 use crate::memory::no_tensor;
+use crate::{page_cache, rows};
+
+/// Bytes the system is asked to have read before they are asked for.
+const READ_AHEAD: u64 = 64 << 20;
 
 /// A regular file that is open for reading, and what it is called.
 pub(crate) struct OpenFile {
@@ -63,6 +69,18 @@ impl OpenFile {
         Error::io(error, self.subject())
     }
 
+    /// The bytes of several ranges, one behind the other.
+    pub(crate) fn ranges(&self, ranges: &[Range<u64>]) -> Result<Vec<u8>> {
+        for piece in rows::joined(ranges) {
+            page_cache::will_need(&self.file, &piece);
+        }
+        let mut data = Vec::new();
+        for range in ranges {
+            data.extend(self.range(range.start, range.end - range.start)?);
+        }
+        Ok(data)
+    }
+
     /// The bytes of a range.
     pub(crate) fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
@@ -113,11 +131,42 @@ impl Read for PositionalReader<'_> {
 pub struct FileSource {
     header: ModelHeader,
     files: Vec<OpenFile>,
+    ahead: Mutex<Ahead>,
+}
+
+/// What will be read, and how far the system was told.
+#[derive(Default)]
+struct Ahead {
+    /// Tensors in order of need.
+    order: Vec<usize>,
+    /// Of these, how many have been asked for, and how many the system was told of.
+    asked: usize,
+    told: usize,
+    /// Bytes told of and not yet asked for.
+    bytes: u64,
 }
 
 impl FileSource {
     pub(crate) fn new(header: ModelHeader, files: Vec<OpenFile>) -> Self {
-        Self { header, files }
+        Self { header, files, ahead: Mutex::default() }
+    }
+
+    /// Lets the system read what comes next while this is used.
+    fn read_ahead(&self, index: usize) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ahead { order, asked, told, bytes } = &mut *ahead;
+        if order.get(*asked) != Some(&index) {
+            return;
+        }
+        *asked += 1;
+        *bytes = bytes.saturating_sub(self.header.tensors[index].bytes);
+        while *bytes < READ_AHEAD
+            && let Some(next) = order.get((*told).max(*asked)).and_then(|&next| self.header.tensors.get(next))
+        {
+            *told = (*told).max(*asked) + 1;
+            *bytes += next.bytes;
+            page_cache::will_need(&self.files[next.file].file, &(next.offset..next.offset + next.bytes));
+        }
     }
 
     /// The files that hold the weights, as [`TensorInfo::file`](orion_core::TensorInfo::file) counts them.
@@ -133,8 +182,19 @@ impl WeightSource for FileSource {
 
     fn tensor(&self, index: usize) -> Result<TensorBytes> {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        self.read_ahead(index);
         let data = self.files[info.file].range(info.offset, info.bytes);
         data.map(TensorBytes::from).map_err(|error| error.about(format!("tensor {}", info.name)))
+    }
+
+    fn expect(&self, order: &[usize]) {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) =
+            Ahead { order: order.to_vec(), ..Ahead::default() };
+    }
+
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        self.files[info.file].ranges(&rows::ranges(info, rows)?).map(TensorBytes::from)
     }
 }
 

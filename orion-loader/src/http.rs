@@ -21,6 +21,8 @@ pub(crate) struct Client {
 pub(crate) struct Ask<'a> {
     /// First byte wanted.
     pub(crate) from: u64,
+    /// The byte behind the last one wanted, if not all are.
+    pub(crate) to: Option<u64>,
     /// Part only of this version, else the whole.
     pub(crate) if_range: Option<&'a str>,
     /// Nothing if it is still this version.
@@ -39,6 +41,8 @@ pub(crate) enum Answer {
 
 pub(crate) struct Body {
     pub(crate) from: u64,
+    /// Whether it is the part that was asked for, not the whole.
+    pub(crate) partial: bool,
     /// Length of the whole file, where the server says it.
     pub(crate) total: Option<u64>,
     /// A strong entity tag.
@@ -101,8 +105,9 @@ impl Client {
         {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        if ask.from > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", ask.from));
+        if ask.from > 0 || ask.to.is_some() {
+            let last = ask.to.map_or(String::new(), |to| (to - 1).to_string());
+            request = request.header(header::RANGE, format!("bytes={}-{last}", ask.from));
             if let Some(tag) = ask.if_range {
                 request = request.header(header::IF_RANGE, tag);
             }
@@ -185,7 +190,8 @@ fn understand(
     let etag = text(headers, "etag").filter(|tag| !tag.starts_with("W/")).map(str::to_owned);
     let digest = digest.or_else(|| text(headers, "x-checksum-sha256").and_then(Digest::parse));
     let reader = Box::new(response.into_body().into_with_config().limit(u64::MAX).reader());
-    Ok(Answer::Body(Body { from, total, etag, digest, reader }))
+    let partial = status == StatusCode::PARTIAL_CONTENT;
+    Ok(Answer::Body(Body { from, partial, total, etag, digest, reader }))
 }
 
 fn refusal(url: &Uri, status: StatusCode, headers: &HeaderMap) -> Failure {

@@ -1,5 +1,7 @@
 //! `hf://org/name@revision/file`: models on a Hugging Face style hub.
 
+use std::sync::Arc;
+
 use orion_core::{Digest, Error, Result};
 use serde::Deserialize;
 
@@ -69,11 +71,11 @@ impl HubLocation {
 
 impl Listing {
     /// Asks the hub which files there are, how long they are and, where it says so, their digests.
-    pub(crate) fn fetch(fetcher: &Fetcher, location: &HubLocation) -> Result<Self> {
+    pub(crate) fn fetch(fetcher: &Arc<Fetcher>, location: &HubLocation) -> Result<Self> {
         let hub = fetcher.options.hub_url.trim_end_matches('/');
         let HubLocation { repository, revision, .. } = location;
         let url = format!("{hub}/api/models/{repository}/revision/{revision}?blobs=true");
-        let json = fetcher.small(&Wanted::new(url).at_most(LONGEST_LISTING))?;
+        let json = fetcher.small(Wanted::new(url).at_most(LONGEST_LISTING))?;
         let raw: RawListing = serde_json::from_slice(&json).map_err(|error| {
             Error::corrupt(format!("the hub's answer is not a listing: {error}"))
                 .about(format!("hf://{repository}"))

@@ -15,11 +15,13 @@ use crate::directory::choose;
 use crate::fetch::{Fetcher, Wanted};
 use crate::http::{Answer, Ask, Client, origin, parse, shown};
 use crate::hub::{HubLocation, Listing};
-use crate::open::{LONGEST_INDEX, open_local};
+use crate::idle::{Foreground, warm};
+use crate::open::{LONGEST_INDEX, files_of, open_local};
 use crate::options::LoaderOptions;
 use crate::remote::{Arrivals, Known, RemoteSource};
 use crate::shards::{LONGEST_SIDE_FILE, MANIFEST, set_digest};
 use crate::side_files::SIDE_FILES;
+use crate::window::Window;
 
 /// Opens models wherever they are, and keeps what it fetches.
 #[derive(Clone)]
@@ -27,7 +29,7 @@ pub struct Loader {
     fetcher: Arc<Fetcher>,
 }
 
-/// A model that is fetched without being opened.
+/// A model that is made ready without being opened. Dropping this lets it go on.
 #[derive(Debug)]
 pub struct Prefetch {
     cancel: CancelToken,
@@ -40,7 +42,13 @@ impl Prefetch {
         self.cancel.cancel();
     }
 
-    /// Waits for the end.
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the end, and returns where the weights are.
     ///
     /// # Errors
     /// As [`Loader::pull`].
@@ -94,12 +102,7 @@ impl Loader {
     /// [`Io`](ErrorKind::Io) if the cache's directory cannot be made, [`InvalidInput`](ErrorKind::InvalidInput) if
     /// none can be found or the hub's URL is none.
     pub fn new(options: LoaderOptions) -> Result<Self> {
-        let directory = match &options.cache_directory {
-            Some(path) => path.clone(),
-            None => default_cache().ok_or_else(|| {
-                Error::invalid("neither XDG_CACHE_HOME nor HOME is set; name a cache directory")
-            })?,
-        };
+        let cache = options.open_cache()?;
         let hub = parse(&options.hub_url)?;
         let host = hub.host().unwrap_or_default();
         let local = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
@@ -107,7 +110,7 @@ impl Loader {
         let shown_to = (hub.scheme_str() == Some("https") || local).then(|| origin(&hub));
         let token = shown_to.zip(options.token.clone());
         let client = Client::new(options.stall, token);
-        let fetcher = Fetcher::new(client, Cache::open(directory)?, options);
+        let fetcher = Fetcher::new(client, cache, options);
         Ok(Self { fetcher: Arc::new(fetcher) })
     }
 
@@ -129,7 +132,11 @@ impl Loader {
     /// As [`open`](crate::open); [`Network`](ErrorKind::Network); [`NotFound`](ErrorKind::NotFound) when offline and not cached.
     pub fn open(&self, location: &str) -> Result<Arc<dyn WeightSource>> {
         match self.plan(location)? {
-            None => open_local(Path::new(location), Some(self.cache())),
+            None => {
+                let busy = self.fetcher.idle.busy();
+                let source = open_local(Path::new(location), Some(self.cache()))?;
+                Ok(Arc::new(Foreground { source, _busy: busy }))
+            }
             Some(plan) => self.start(plan).map_err(|error| error.about(shown(location))),
         }
     }
@@ -139,26 +146,36 @@ impl Loader {
     /// # Errors
     /// As [`open`](Self::open), and any failure of the fetch.
     pub fn pull(&self, location: &str) -> Result<Vec<PathBuf>> {
-        self.pull_unless(location, &CancelToken::new())
+        let Some(plan) = self.plan(location)? else { return Ok(vec![location.into()]) };
+        Arrivals::start(&self.fetcher, plan.weights, CancelToken::new(), Window::new(None))?.all()
     }
 
-    /// [`pull`](Self::pull) in the background.
+    /// Makes it likely that opening a model will be quick, in the background: fetches what is not in the cache, and has
+    /// the system read what is, so that it lies in memory. As long as a model that was opened through this loader is
+    /// still being loaded, it rests.
     ///
     /// # Errors
     /// If no thread can be started.
     pub fn prefetch(&self, location: &str) -> Result<Prefetch> {
         let cancel = CancelToken::new();
         let (loader, location, flag) = (self.clone(), location.to_owned(), cancel.clone());
+        let work = move || {
+            let files = match loader.plan(&location)? {
+                Some(plan) => loader.background(plan, &flag)?,
+                None => files_of(Path::new(&location))?,
+            };
+            files.iter().try_for_each(|file| warm(file, &loader.fetcher.idle, &flag)).map(|()| files)
+        };
         let thread = std::thread::Builder::new()
             .name("orion-prefetch".into())
-            .spawn(move || loader.pull_unless(&location, &flag))
+            .spawn(work)
             .map_err(|error| Error::io(error, "a thread that prefetches"))?;
         Ok(Prefetch { cancel, thread })
     }
 
-    fn pull_unless(&self, location: &str, cancel: &CancelToken) -> Result<Vec<PathBuf>> {
-        let Some(plan) = self.plan(location)? else { return Ok(vec![location.into()]) };
-        Arrivals::start(&self.fetcher, plan.weights, cancel.clone())?.all()
+    fn background(&self, plan: Plan, cancel: &CancelToken) -> Result<Vec<PathBuf>> {
+        let window = Window::behind(Arc::clone(&self.fetcher.idle));
+        Arrivals::start(&self.fetcher, plan.weights, cancel.clone(), window)?.all()
     }
 
     fn plan(&self, location: &str) -> Result<Option<Plan>> {
@@ -206,7 +223,7 @@ impl Loader {
             return self.plan_shard_set(place, name);
         }
         if name.ends_with(".json") {
-            let json = self.fetcher.small(&place.wanted(name).at_most(LONGEST_INDEX))?;
+            let json = self.fetcher.small(place.wanted(name).at_most(LONGEST_INDEX))?;
             let index = ShardIndex::parse(&json).map_err(|error| error.about(name))?;
             let weights = index.files().into_iter().map(|file| place.wanted(file)).collect();
             return Ok(Plan { kind: Kind::Indexed(index), weights, side_files: self.side_files(place)? });
@@ -230,7 +247,7 @@ impl Loader {
             if !place.may_have(name) {
                 continue;
             }
-            match self.fetcher.small(&place.wanted(name).at_most(most)) {
+            match self.fetcher.small(place.wanted(name).at_most(most)) {
                 Ok(bytes) => _ = found.insert(name.to_owned(), bytes.into()),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -240,7 +257,7 @@ impl Loader {
     }
 
     fn plan_shard_set(&self, place: &Place, name: &str) -> Result<Plan> {
-        let json = self.fetcher.small(&place.wanted(name).at_most(LONGEST_INDEX))?;
+        let json = self.fetcher.small(place.wanted(name).at_most(LONGEST_INDEX))?;
         let set = ShardSet::parse(&json).map_err(|error| error.about(name))?;
         let entry = |entry: &orion_formats::FileEntry| Wanted {
             bytes: Some(entry.bytes),
@@ -249,13 +266,13 @@ impl Loader {
         };
         let mut side_files = BTreeMap::new();
         for file in &set.side_files {
-            let bytes = self.fetcher.small(&entry(file).at_most(LONGEST_SIDE_FILE))?;
+            let bytes = self.fetcher.small(entry(file).at_most(LONGEST_SIDE_FILE))?;
             side_files.insert(file.file.clone(), bytes.into());
         }
         let metadata = match &set.metadata {
             None => BTreeMap::new(),
             Some(file) => {
-                let bytes = self.fetcher.small(&entry(file).at_most(LONGEST_SIDE_FILE))?;
+                let bytes = self.fetcher.small(entry(file).at_most(LONGEST_SIDE_FILE))?;
                 let header = gguf::parse(&bytes, bytes.len() as u64)
                     .map_err(|error| error.about(file.file.clone()))?;
                 header.model.metadata
@@ -274,7 +291,10 @@ impl Loader {
 
     fn start(&self, plan: Plan) -> Result<Arc<dyn WeightSource>> {
         let wanted = plan.weights.clone();
-        let arrivals = Arrivals::start(&self.fetcher, plan.weights, CancelToken::new())?;
+        let options = &self.fetcher.options;
+        let busy = self.fetcher.idle.busy();
+        let window = Window::new(options.read_ahead);
+        let arrivals = Arrivals::start(&self.fetcher, plan.weights, CancelToken::new(), window)?;
         let mut known: Vec<Known> = Vec::new();
         let mut digest = None;
         let (mut header, chunked) = match plan.kind {
@@ -306,7 +326,10 @@ impl Loader {
         }
         header.digest = digest;
         header.side_files = plan.side_files;
-        Ok(Arc::new(RemoteSource::new(header, arrivals, known, chunked)))
+        for file in arrivals.files.iter().take(options.initial_shards) {
+            file.verified()?;
+        }
+        Ok(Arc::new(RemoteSource::new(header, arrivals, known, chunked, busy)))
     }
 
     /// The headers of all files: of those that are fetched first, from the fetch itself; of the others, from a
@@ -370,10 +393,4 @@ impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Loader").field("cache", &self.fetcher.cache).finish_non_exhaustive()
     }
-}
-
-fn default_cache() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("orion"))
 }

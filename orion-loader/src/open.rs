@@ -56,6 +56,27 @@ pub(crate) fn open_local(path: &Path, cache: Option<&Cache>) -> Result<Arc<dyn W
     Ok(Arc::new(source))
 }
 
+/// The files that hold the weights of a local model.
+pub(crate) fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::io(error, path.display().to_string()))?;
+    let path = if metadata.is_dir() { model_in(path)? } else { path.to_owned() };
+    let directory = parent(&path);
+    let beside = |names: Vec<String>| names.iter().map(|name| inside(directory, name)).collect();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let json = || OpenFile::open(&path)?.all(LONGEST_INDEX);
+    if name == MANIFEST {
+        let set = orion_formats::ShardSet::parse(&json()?)?;
+        return beside(set.shards.into_iter().map(|shard| shard.entry.file).collect());
+    }
+    if name.ends_with(".json") {
+        return beside(ShardIndex::parse(&json()?)?.files().into_iter().map(str::to_owned).collect());
+    }
+    match SplitName::parse(name) {
+        Some(split) if split.parts > 1 => beside(split.all().map(|part| part.to_string()).collect()),
+        _ => Ok(vec![path]),
+    }
+}
+
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use orion_core::{Error, Result};
+
+use crate::cache::Cache;
 use crate::progress::Progress;
 
 type Wait = Arc<dyn Fn(Duration) + Send + Sync>;
@@ -19,6 +22,9 @@ pub struct LoaderOptions {
     pub(crate) token: Option<String>,
     pub(crate) connections: usize,
     pub(crate) bytes_per_second: Option<u64>,
+    pub(crate) read_ahead: Option<u64>,
+    pub(crate) initial_shards: usize,
+    pub(crate) priority_layers: Vec<usize>,
     pub(crate) retries: u32,
     pub(crate) stall: Duration,
     pub(crate) offline: bool,
@@ -37,6 +43,9 @@ impl Default for LoaderOptions {
             token: set("HF_TOKEN"),
             connections: 3,
             bytes_per_second: None,
+            read_ahead: Some(256 << 20),
+            initial_shards: 0,
+            priority_layers: Vec::new(),
             retries: 5,
             stall: Duration::from_secs(20),
             offline: set("HF_HUB_OFFLINE").is_some_and(|value| value == "1"),
@@ -54,7 +63,8 @@ impl LoaderOptions {
         Self::default()
     }
 
-    /// Where fetched files are kept. Default: `orion` in `XDG_CACHE_HOME` or in `.cache` of the home directory.
+    /// Where fetched files are kept. Default: `ORION_CACHE`, else `orion` in `XDG_CACHE_HOME` or in `.cache` of the home
+    /// directory.
     #[must_use]
     pub fn cache_directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.cache_directory = Some(path.into());
@@ -82,7 +92,7 @@ impl LoaderOptions {
         self
     }
 
-    /// Files fetched at the same time, at least 1. Default: 3.
+    /// Requests at the same time, at least 1. A large file that comes alone is fetched in parts. Default: 3.
     #[must_use]
     pub fn connections(mut self, count: usize) -> Self {
         self.connections = count.max(1);
@@ -93,6 +103,30 @@ impl LoaderOptions {
     #[must_use]
     pub fn bytes_per_second(mut self, most: u64) -> Self {
         self.bytes_per_second = Some(most.max(1));
+        self
+    }
+
+    /// Bytes of an opened model that may lie fetched and unused before fetching rests; `None` for any number. While
+    /// somebody waits for bytes it never rests. Default: 256 MiB.
+    #[must_use]
+    pub fn read_ahead(mut self, most: Option<u64>) -> Self {
+        self.read_ahead = most;
+        self
+    }
+
+    /// Files of weights that must be there and verified before [`open`](crate::Loader::open) returns, in the order of
+    /// the manifest, the index or the split. Default: 0.
+    #[must_use]
+    pub fn initial_shards(mut self, count: usize) -> Self {
+        self.initial_shards = count;
+        self
+    }
+
+    /// Layers, counted from 0, that are fetched before everything else, most urgent first. Default: none, which is the
+    /// order of need.
+    #[must_use]
+    pub fn priority_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.priority_layers = layers.into_iter().collect();
         self
     }
 
@@ -137,6 +171,30 @@ impl LoaderOptions {
         self.on_progress = Some(Arc::new(listener));
         self
     }
+}
+
+impl LoaderOptions {
+    /// Opens the cache these options name, without anything that fetches.
+    ///
+    /// # Errors
+    /// [`Io`](orion_core::ErrorKind::Io) if its directory cannot be made,
+    /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if none can be found.
+    pub fn open_cache(&self) -> Result<Cache> {
+        Cache::open(match &self.cache_directory {
+            Some(path) => path.clone(),
+            None => default_cache().ok_or_else(|| {
+                Error::invalid("none of ORION_CACHE, XDG_CACHE_HOME and HOME is set; name a cache directory")
+            })?,
+        })
+    }
+}
+
+fn default_cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("ORION_CACHE").or_else(|| {
+        let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+        Some(base.join("orion"))
+    })
 }
 
 impl fmt::Debug for LoaderOptions {

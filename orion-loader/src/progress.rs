@@ -37,6 +37,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// A step of the only file of a model, at its beginning.
+    #[must_use]
+    pub fn new(phase: Phase, url: impl Into<String>, bytes: u64, total: Option<u64>, fetched: u64) -> Self {
+        Self { phase, url: url.into(), file: 0, files: 1, bytes, total, fetched, elapsed: Duration::ZERO }
+    }
+
     /// Mean rate of this file.
     #[must_use]
     pub fn bytes_per_second(&self) -> Option<f64> {

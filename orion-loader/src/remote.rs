@@ -1,10 +1,10 @@
 //! Weights that arrive while they are used.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use orion_core::{CancelToken, Error, ErrorKind, ModelHeader, Result, TensorBytes, TensorInfo, WeightSource};
@@ -13,44 +13,75 @@ use orion_formats::Reason;
 use crate::arriving::Arriving;
 use crate::fetch::{Fetcher, Wanted};
 use crate::http::shown;
+use crate::idle::Busy;
 use crate::mapped::Mapped;
 use crate::memory::no_tensor;
+use crate::order::{prioritise, runs};
+use crate::rows;
+use crate::window::Window;
 
 /// The files of a model, each on its way or there already, fetched in order by a few threads.
 pub(crate) struct Arrivals {
     pub(crate) files: Vec<Arc<Arriving>>,
+    fetcher: Arc<Fetcher>,
+    wanted: Arc<[Arc<Wanted>]>,
+    /// Files nobody fetches yet, in order.
+    pending: Arc<Mutex<VecDeque<usize>>>,
     cancel: CancelToken,
     workers: Vec<thread::JoinHandle<()>>,
 }
 
 impl Arrivals {
     /// Begins to fetch.
-    pub(crate) fn start(fetcher: &Arc<Fetcher>, wanted: Vec<Wanted>, cancel: CancelToken) -> Result<Self> {
-        let count = wanted.len();
-        let files: Vec<_> =
-            wanted.iter().map(|wanted| Arc::new(Arriving::new(shown(&wanted.url), cancel.clone()))).collect();
-        let next = Arc::new(AtomicUsize::new(0));
+    pub(crate) fn start(
+        fetcher: &Arc<Fetcher>,
+        wanted: Vec<Wanted>,
+        cancel: CancelToken,
+        window: Window,
+    ) -> Result<Self> {
+        let (count, window) = (wanted.len(), Arc::new(window));
+        let arriving = |wanted: &Wanted| {
+            Arc::new(Arriving::new(shown(&wanted.url), cancel.clone(), Arc::clone(&window)))
+        };
+        let files: Vec<_> = wanted.iter().map(arriving).collect();
         // What is there already is not kept waiting behind what is not.
         let (there, missing): (Vec<_>, Vec<_>) = (0..count).partition(|&number| fetcher.has(&wanted[number]));
-        let order: Arc<[usize]> = there.into_iter().chain(missing).collect();
-        let wanted: Arc<[Wanted]> = wanted
+        let pending: Arc<Mutex<VecDeque<usize>>> =
+            Arc::new(Mutex::new(there.into_iter().chain(missing).collect()));
+        let wanted: Arc<[Arc<Wanted>]> = wanted
             .into_iter()
             .enumerate()
-            .map(|(number, wanted)| Wanted { place: (number, count), ..wanted })
+            .map(|(number, wanted)| Arc::new(Wanted { place: (number, count), ..wanted }))
             .collect();
-        let mut arrivals = Self { files: files.clone(), cancel, workers: Vec::new() };
+        let mut arrivals = Self {
+            files: files.clone(),
+            fetcher: Arc::clone(fetcher),
+            wanted: Arc::clone(&wanted),
+            pending: Arc::clone(&pending),
+            cancel,
+            workers: Vec::new(),
+        };
+        let lanes = (fetcher.options.connections / count.max(1)).max(1);
         for _ in 0..fetcher.options.connections.min(count) {
-            let (fetcher, wanted, order) = (Arc::clone(fetcher), Arc::clone(&wanted), Arc::clone(&order));
-            let (files, next) = (files.clone(), Arc::clone(&next));
+            let (fetcher, wanted, pending) = (Arc::clone(fetcher), Arc::clone(&wanted), Arc::clone(&pending));
+            let files = files.clone();
+            let next = move || pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let work = move || {
-                while let Some(&number) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    fetch_or_fail(&fetcher, &wanted[number], &files[number]);
+                while let Some(number) = next() {
+                    fetch_or_fail(&fetcher, &wanted[number], &files[number], lanes);
                 }
             };
             let worker = thread::Builder::new().name("orion-fetch".into()).spawn(work);
             arrivals.workers.push(worker.map_err(|error| Error::io(error, "a thread that fetches"))?);
         }
         Ok(arrivals)
+    }
+
+    /// Has files fetched in this order, as far as that is not decided.
+    fn reorder(&self, order: &[usize]) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let rank = |number: &usize| order.iter().position(|other| other == number).unwrap_or(order.len());
+        pending.make_contiguous().sort_by_key(rank);
     }
 
     /// Waits until all files are there and nobody works on them any more.
@@ -64,8 +95,8 @@ impl Arrivals {
 }
 
 /// A panic while fetching must not leave others waiting for ever.
-fn fetch_or_fail(fetcher: &Fetcher, wanted: &Wanted, arriving: &Arriving) {
-    let fetch = std::panic::AssertUnwindSafe(|| fetcher.fetch(wanted, arriving));
+fn fetch_or_fail(fetcher: &Arc<Fetcher>, wanted: &Arc<Wanted>, arriving: &Arc<Arriving>, lanes: usize) {
+    let fetch = std::panic::AssertUnwindSafe(|| fetcher.fetch(wanted, arriving, lanes));
     if std::panic::catch_unwind(fetch).is_err() {
         let error = Error::new(ErrorKind::Internal, "fetching panicked").about(shown(&wanted.url));
         arriving.finish(Err(error), None);
@@ -92,32 +123,52 @@ pub(crate) enum Known {
 /// A model whose files are on their way. Its tensors can be asked for at once, in any order.
 ///
 /// Where chunks have digests, a tensor comes when its chunks are verified. Where only the file has one, tensors come
-/// as they arrive, and the last one of each file is held back until the file's digest matches: no forward pass is
-/// complete before that.
+/// as they arrive, and the last of each file are held back until the file's digest matches: no forward pass is complete
+/// before that. Two are: single rows of one of them may have been handed out before.
 pub(crate) struct RemoteSource {
     header: ModelHeader,
     arrivals: Arrivals,
     known: Vec<Known>,
-    /// The tensor of each file that is held back.
-    held_back: Vec<Option<usize>>,
+    /// The tensors of each file that are held back.
+    held_back: Mutex<Vec<Vec<usize>>>,
     /// For shard sets: the files that are whole, mapped.
     mapped: Option<Vec<OnceLock<Arc<Mapped>>>>,
+    _busy: Busy,
 }
 
 impl RemoteSource {
-    pub(crate) fn new(header: ModelHeader, arrivals: Arrivals, known: Vec<Known>, chunked: bool) -> Self {
+    pub(crate) fn new(
+        header: ModelHeader,
+        arrivals: Arrivals,
+        known: Vec<Known>,
+        chunked: bool,
+        busy: Busy,
+    ) -> Self {
         let count = arrivals.files.len();
-        let mut held_back: Vec<Option<usize>> = vec![None; count];
-        if !chunked {
-            for (index, tensor) in header.tensors.iter().enumerate() {
-                let last = &mut held_back[tensor.file];
-                if last.is_none_or(|last| header.tensors[last].offset <= tensor.offset) {
-                    *last = Some(index);
+        let mapped = chunked.then(|| (0..count).map(|_| OnceLock::new()).collect());
+        let mut by_place: Vec<usize> = (0..header.tensors.len()).collect();
+        by_place.sort_by_key(|&index| header.tensors[index].offset);
+        let source = Self { header, arrivals, known, held_back: Mutex::default(), mapped, _busy: busy };
+        source.hold_back(&by_place);
+        source
+    }
+
+    /// Holds back the last two tensors of each file, in the order they will be needed in.
+    fn hold_back(&self, order: &[usize]) {
+        let mut last = vec![Vec::new(); self.arrivals.files.len()];
+        if self.mapped.is_none() {
+            for &index in order.iter().rev() {
+                let of_file = &mut last[self.header.tensors[index].file];
+                if of_file.len() < 2 && !of_file.contains(&index) {
+                    of_file.push(index);
                 }
             }
         }
-        let mapped = chunked.then(|| (0..count).map(|_| OnceLock::new()).collect());
-        Self { header, arrivals, known, held_back, mapped }
+        *self.held_back.lock().unwrap_or_else(PoisonError::into_inner) = last;
+    }
+
+    fn held_back(&self, file: usize) -> Vec<usize> {
+        self.held_back.lock().unwrap_or_else(PoisonError::into_inner)[file].clone()
     }
 
     fn confirm(&self, file: usize) -> Result<()> {
@@ -133,12 +184,13 @@ impl RemoteSource {
 
     fn bytes(&self, index: usize, info: &TensorInfo) -> Result<TensorBytes> {
         let arriving = &self.arrivals.files[info.file];
-        if self.held_back[info.file] == Some(index) {
-            arriving.done()?;
+        if self.held_back(info.file).contains(&index) {
+            arriving.verified()?;
         }
         if let Some(mapped) = &self.mapped
             && arriving.is_done()
         {
+            arriving.used(info.bytes);
             return self.window(&mapped[info.file], &arriving.done()?, info);
         }
         let bytes = arriving.range(info.offset, info.bytes)?;
@@ -174,6 +226,37 @@ impl WeightSource for RemoteSource {
     fn tensor(&self, index: usize) -> Result<TensorBytes> {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
         self.bytes(index, info).map_err(|error| error.about(format!("tensor {}", info.name)))
+    }
+
+    fn expect(&self, order: &[usize]) {
+        let tensors = &self.header.tensors;
+        let first = &self.arrivals.fetcher.options.priority_layers;
+        let order: Vec<usize> =
+            prioritise(tensors, order, first).into_iter().filter(|&index| index < tensors.len()).collect();
+        self.hold_back(&order);
+        for (file, runs) in self.arrivals.files.iter().zip(runs(tensors, &order, self.arrivals.files.len())) {
+            file.set_order(runs);
+        }
+        let files: Vec<usize> = order.iter().map(|&index| tensors[index].file).collect();
+        self.arrivals.reorder(&files);
+    }
+
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        let about = |error: Error| error.about(format!("tensor {}", info.name));
+        let ranges = rows::ranges(info, rows)?;
+        let (arriving, wanted) = (&self.arrivals.files[info.file], &self.arrivals.wanted[info.file]);
+        if self.mapped.is_none() && self.held_back(info.file).len() < 2 {
+            arriving.verified().map_err(about)?;
+        }
+        let missing: Vec<_> = ranges.iter().filter(|range| !arriving.has(range)).cloned().collect();
+        self.arrivals.fetcher.ahead(wanted, arriving, &rows::joined(&missing));
+        let mut data = Vec::new();
+        for range in ranges {
+            data.extend(arriving.range(range.start, range.end - range.start).map_err(about)?);
+        }
+        self.confirm(info.file).map_err(about)?;
+        Ok(data.into())
     }
 }
 

@@ -1,10 +1,11 @@
 //! Shard sets in local directories: read, and verified chunk by chunk when they are first used.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use orion_core::{Digest, Error, ModelHeader, Result, TensorBytes, TensorInfo, WeightSource};
+use orion_core::{Digest, Error, ModelHeader, Result, TensorBytes, WeightSource};
 use orion_formats::{FileEntry, Reason, ShardSet, gguf};
 use sha2::{Digest as _, Sha256};
 
@@ -12,6 +13,7 @@ use crate::cache::Cache;
 use crate::file::OpenFile;
 use crate::memory::no_tensor;
 use crate::open::{LONGEST_INDEX, inside, parent};
+use crate::rows;
 
 /// The manifest of a shard set.
 pub const MANIFEST: &str = "orion-shards.json";
@@ -65,15 +67,14 @@ impl ShardSource {
         Ok(Self { header, set, files, unverified, cache: cache.cloned() })
     }
 
-    /// Verifies the chunks that hold the tensor, those that were not yet.
-    fn verify(&self, info: &TensorInfo) -> Result<()> {
-        let mut unverified = self.unverified[info.file].lock().unwrap_or_else(PoisonError::into_inner);
-        if unverified.left == 0 || info.bytes == 0 {
+    /// Verifies the chunks that hold a range of a shard, those that were not yet.
+    fn verify(&self, number: usize, range: &Range<u64>) -> Result<()> {
+        let mut unverified = self.unverified[number].lock().unwrap_or_else(PoisonError::into_inner);
+        if unverified.left == 0 || range.is_empty() {
             return Ok(());
         }
-        let (shard, file) = (&self.set.shards[info.file], &self.files[info.file]);
-        let (first, last) =
-            (info.offset / self.set.chunk_bytes, (info.offset + info.bytes - 1) / self.set.chunk_bytes);
+        let (shard, file) = (&self.set.shards[number], &self.files[number]);
+        let (first, last) = (range.start / self.set.chunk_bytes, (range.end - 1) / self.set.chunk_bytes);
         for number in first..=last {
             let index = usize::try_from(number).map_err(|_| Error::corrupt("exceeds the address space"))?;
             if !unverified.chunks[index] {
@@ -106,10 +107,17 @@ impl WeightSource for ShardSource {
     fn tensor(&self, index: usize) -> Result<TensorBytes> {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
         let read = || {
-            self.verify(info)?;
+            self.verify(info.file, &(info.offset..info.offset + info.bytes))?;
             self.files[info.file].range(info.offset, info.bytes)
         };
         read().map(TensorBytes::from).map_err(|error| error.about(format!("tensor {}", info.name)))
+    }
+
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        let ranges = rows::ranges(info, rows)?;
+        ranges.iter().try_for_each(|range| self.verify(info.file, range))?;
+        self.files[info.file].ranges(&ranges).map(TensorBytes::from)
     }
 }
 

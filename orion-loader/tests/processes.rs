@@ -1,8 +1,6 @@
 //! Several processes, and processes that die: nothing half-done is ever visible.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod server;
-
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use server::{Server, good, head};
+use orion_testkit::server::{Server, good, head};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 

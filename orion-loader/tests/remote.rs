@@ -1,8 +1,6 @@
 //! Fetching over HTTP from a server that misbehaves on demand.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod server;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -16,7 +14,7 @@ use orion_formats::gguf::{GgufWriter, TensorSpec};
 use orion_formats::safetensors::{self, Dtype, SafetensorsWriter};
 use orion_formats::{FileEntry, Reason, Shard, ShardIndex, ShardSet, ShardTensor};
 use orion_loader::{Loader, LoaderOptions, Phase};
-use server::{Server, good, head, status};
+use orion_testkit::server::{self, Server, good, head, status};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 

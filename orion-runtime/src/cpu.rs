@@ -5,13 +5,14 @@ use std::sync::Arc;
 use orion_core::{Error, ErrorKind, Result, TensorType, WeightSource};
 use orion_kernels::{
     Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Projection, Rope, Stages,
-    Workspace,
+    Workspace, dequantize,
 };
 
 use crate::config::{Activation, DecoderConfig, RopePairing};
 use crate::executor::{Chunk, Executor};
-use crate::load::{self, Weights};
+use crate::load::{self, EmbeddingFirst, Weights};
 use crate::rope::RopeTable;
+use crate::row_lookup::RowLookup;
 use crate::slot::Arrivals;
 use crate::weights::{MatrixRef, WeightTable};
 
@@ -31,6 +32,8 @@ pub(crate) struct Cpu {
     workspace: Workspace,
     kv: KvStore,
     embedding: Option<Embedding>,
+    /// Looks single rows up while the embedding is not there.
+    rows: Option<RowLookup>,
     /// The blocks that have arrived, in order.
     blocks: Vec<Block>,
     head: Option<Head>,
@@ -51,24 +54,39 @@ impl Cpu {
         let kv = KvStore::new(&shape)?;
         let workspace = Workspace::new(pool.clone(), isa, shape, ropes(&config), rows)?;
         let weights = Arc::new(Weights::new(config.layers.len(), arrivals));
+        let rows = RowLookup::new(&table.embedding, &source, &pool, config.embedding_scale);
+        let first = if rows.is_some() { EmbeddingFirst::No } else { EmbeddingFirst::Yes };
         load::spawn(&weights, move |weights| {
             let vector = |reference: &_| load::vector_f32(&*source, reference);
             let matrix = |reference: &_| {
                 let matrix = pack(&pool, &*source, reference)?;
                 Ok(Projection { matrix, bias: reference.bias.as_ref().map(vector).transpose()? })
             };
-            weights.load(&table, &*source, matrix, vector)
+            weights.load(&table, (&*source, first), matrix, vector)
         })?;
         let blocks = Vec::with_capacity(config.layers.len());
-        Ok(Self { config, weights, workspace, kv, embedding: None, blocks, head: None })
+        Ok(Self { config, weights, workspace, kv, embedding: None, rows, blocks, head: None })
     }
 
-    /// Takes over the embedding once it is there.
-    fn await_embedding(&mut self, stop: &dyn Fn() -> bool) -> Result<()> {
-        if self.embedding.is_none() {
-            let table = self.weights.arrivals.wait(&self.weights.embedding, stop)?.matrix.clone();
-            self.embedding = Some(Embedding { table, scale: self.config.embedding_scale });
+    /// Takes over the embedding, or of what is not there yet the rows of these tokens.
+    fn await_embedding(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool) -> Result<()> {
+        if self.embedding.as_ref().is_some_and(|embedding| embedding.tokens.is_none()) {
+            return Ok(());
         }
+        let weights = &self.weights;
+        if weights.embedding.get().is_none()
+            && let Some(lookup) = &self.rows
+        {
+            let tokens = chunks.iter().flat_map(|chunk| chunk.tokens).map(|token| token.0);
+            if let Some(found) = lookup.wait(tokens, weights, stop)? {
+                self.embedding = Some(found);
+                return Ok(());
+            }
+        }
+        let table = weights.arrivals.wait(&weights.embedding, stop)?.matrix.clone();
+        self.embedding = Some(Embedding { table, tokens: None, scale: self.config.embedding_scale });
+        // Lets go of the source.
+        self.rows = None;
         Ok(())
     }
 
@@ -146,7 +164,7 @@ impl Executor for Cpu {
         let before = logits.len();
         logits.resize(before + self.workspace.wanted_rows() * self.config.vocab_size, 0.0);
         let out = &mut logits[before..];
-        self.await_embedding(stop)?;
+        self.await_embedding(chunks, stop)?;
         if rows <= SHORT_ROWS && self.blocks.len() == layers && self.head.is_some() {
             if stop() {
                 return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
@@ -162,6 +180,7 @@ impl Executor for Cpu {
                 self.await_head(stop)?;
             }
             self.stages(index, index + 1, out)?;
+            self.weights.arrivals.reach(index + 1);
         }
         Ok(())
     }
@@ -176,16 +195,23 @@ impl Drop for Cpu {
 /// Packs consecutive rows of a stored matrix. Types without kernels of their own become halves.
 fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) -> Result<PackedMatrix> {
     let (ty, bytes, range) = load::row_bytes(source, reference)?;
-    let packed = if PackedMatrix::supports(ty) {
-        PackedMatrix::pack(pool, ty, reference.rows, reference.cols, &bytes[range])
-    } else {
-        drop(bytes);
-        let values = load::matrix_f32(source, reference)?;
-        let halves: Vec<u8> =
-            values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
-        PackedMatrix::pack(pool, TensorType::F16, reference.rows, reference.cols, &halves)
-    };
-    packed.map_err(|error| error.about(format!("tensor {}", source.header().tensors[reference.tensor].name)))
+    pack_bytes(pool, ty, [reference.rows, reference.cols], &bytes[range])
+        .map_err(|error| error.about(format!("tensor {}", source.header().tensors[reference.tensor].name)))
+}
+
+pub(crate) fn pack_bytes(
+    pool: &ComputePool,
+    ty: TensorType,
+    [rows, cols]: [usize; 2],
+    bytes: &[u8],
+) -> Result<PackedMatrix> {
+    if PackedMatrix::supports(ty) {
+        return PackedMatrix::pack(pool, ty, rows, cols, bytes);
+    }
+    let mut values = vec![0.0; rows * cols];
+    dequantize(ty, bytes, &mut values)?;
+    let halves: Vec<u8> = values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
+    PackedMatrix::pack(pool, TensorType::F16, rows, cols, &halves)
 }
 
 fn shape(config: &DecoderConfig) -> DecoderShape {

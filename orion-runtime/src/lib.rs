@@ -12,6 +12,7 @@ mod model;
 mod perplexity;
 mod portable;
 mod rope;
+mod row_lookup;
 mod sampler;
 mod sequence;
 mod slot;

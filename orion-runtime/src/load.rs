@@ -34,16 +34,20 @@ impl<M, V> Weights<M, V> {
     pub(crate) fn load(
         &self,
         table: &WeightTable,
-        source: &dyn WeightSource,
+        (source, first): (&dyn WeightSource, EmbeddingFirst),
         matrix: impl Fn(&MatrixRef) -> Result<M>,
         vector: impl Fn(&VectorRef) -> Result<V>,
     ) -> Result<()> {
+        let first = first == EmbeddingFirst::Yes;
+        source.expect(&table.order(first));
         let fill = || -> Result<()> {
             let go_on = || match self.arrivals.is_abandoned() {
                 true => Err(Error::new(ErrorKind::Cancelled, "the model was dropped while it loaded")),
                 false => Ok(()),
             };
-            self.arrivals.fill(&self.embedding, matrix(&table.embedding)?);
+            if first {
+                self.arrivals.fill(&self.embedding, matrix(&table.embedding)?);
+            }
             for (slot, layer) in self.layers.iter().zip(&table.layers) {
                 go_on()?;
                 self.arrivals.fill(slot, layer.load(&matrix, &vector)?);
@@ -55,6 +59,10 @@ impl<M, V> Weights<M, V> {
                 self.arrivals.fill(&self.head, matrix(head)?);
                 source.release(head.tensor);
             }
+            if !first {
+                go_on()?;
+                self.arrivals.fill(&self.embedding, matrix(&table.embedding)?);
+            }
             source.release(table.embedding.tensor);
             Ok(())
         };
@@ -65,6 +73,13 @@ impl<M, V> Weights<M, V> {
         }
         result
     }
+}
+
+/// Whether the whole embedding is loaded before the layers. Who looks rows up one by one needs it last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EmbeddingFirst {
+    Yes,
+    No,
 }
 
 /// The stored bytes of consecutive rows of a matrix, and their type.

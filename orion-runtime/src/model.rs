@@ -257,6 +257,12 @@ impl LocalModel {
         self.arrivals.progress()
     }
 
+    /// Layers that have computed something so far: while weights arrive it shows how far a first prompt got.
+    #[must_use]
+    pub fn layers_reached(&self) -> usize {
+        self.arrivals.reached()
+    }
+
     /// How long the weights took to arrive, once they all have.
     #[must_use]
     pub fn load_time(&self) -> Option<std::time::Duration> {

@@ -10,7 +10,7 @@ use orion_core::{Error, ErrorKind, Result, WeightSource};
 use crate::config::{Activation, DecoderConfig, LayerOptions, RopePairing};
 use crate::executor::{Chunk, Executor, Rows};
 use crate::kv::PAGE_TOKENS;
-use crate::load::{self, Weights};
+use crate::load::{self, EmbeddingFirst, Weights};
 use crate::rope::RopeTable;
 use crate::slot::Arrivals;
 use crate::weights::{Layer, WeightTable};
@@ -78,7 +78,7 @@ impl Portable {
                     Tensor::from_vec(data, (reference.rows, reference.cols), &target).map_err(internal)?;
                 Ok(Linear { weight, bias: reference.bias.as_ref().map(vector).transpose()? })
             };
-            weights.load(&table, &*source, matrix, vector)
+            weights.load(&table, (&*source, EmbeddingFirst::Yes), matrix, vector)
         })?;
         let local = config.local_rope.as_ref().unwrap_or(&config.rope);
         let ropes = [
@@ -242,6 +242,7 @@ impl Portable {
             }
             let layer = arrivals.wait(slot, stop)?;
             x = self.layer(index, layer, &x, chunk).map_err(internal)?;
+            arrivals.reach(index + 1);
         }
         if chunk.rows == Rows::None {
             return Ok(());

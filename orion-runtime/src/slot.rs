@@ -10,7 +10,7 @@ use orion_core::{Error, ErrorKind, Result};
 pub(crate) type Slot<T> = OnceLock<T>;
 
 /// How often a waiting computation looks whether it was cancelled.
-const POLL: Duration = Duration::from_millis(20);
+pub(crate) const POLL: Duration = Duration::from_millis(20);
 
 /// Where computation waits for the loading thread.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct Arrivals {
     abandoned: AtomicBool,
     filled: AtomicUsize,
     total: usize,
+    /// Layers that have computed.
+    reached: AtomicUsize,
     began: Instant,
     /// From the beginning to the last slot.
     took: OnceLock<Duration>,
@@ -34,6 +36,7 @@ impl Arrivals {
             abandoned: AtomicBool::new(false),
             filled: AtomicUsize::new(0),
             total,
+            reached: AtomicUsize::new(0),
             began: Instant::now(),
             took: OnceLock::new(),
         }
@@ -47,6 +50,16 @@ impl Arrivals {
     /// Slots filled, and slots in all.
     pub(crate) fn progress(&self) -> (usize, usize) {
         (self.filled.load(Ordering::Acquire), self.total)
+    }
+
+    /// Layers that have computed something.
+    pub(crate) fn reached(&self) -> usize {
+        self.reached.load(Ordering::Acquire)
+    }
+
+    /// Notes that the first `layers` have computed.
+    pub(crate) fn reach(&self, layers: usize) {
+        self.reached.fetch_max(layers, Ordering::AcqRel);
     }
 
     /// Blocks until every slot is filled.
@@ -88,6 +101,12 @@ impl Arrivals {
 
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Acquire)
+    }
+
+    /// What made loading fail, if it did.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.as_ref().map(|(kind, message)| Error::new(*kind, message.clone()))
     }
 
     /// The slot's content once it is there.

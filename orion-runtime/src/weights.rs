@@ -1,5 +1,6 @@
 //! Which tensor plays which part, checked against the configuration before a byte of it is read.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 use orion_core::{Error, ErrorKind, ModelFormat, ModelHeader, Result};
@@ -67,6 +68,24 @@ impl Layer<MatrixRef, VectorRef> {
             down: matrix(&self.down)?,
             post_ffn_norm: opt(&self.post_ffn_norm)?,
         })
+    }
+
+    /// Its tensors in the order of [`load`](Self::load), some twice.
+    fn in_order(&self) -> Vec<usize> {
+        let list = RefCell::new(Vec::new());
+        let matrix = |reference: &MatrixRef| {
+            list.borrow_mut().push(reference.tensor);
+            list.borrow_mut().extend(reference.bias.as_ref().map(|bias| bias.tensor));
+            Ok(())
+        };
+        let vector = |reference: &VectorRef| {
+            list.borrow_mut().push(reference.tensor);
+            Ok(())
+        };
+        // Neither can fail.
+        let walked: Result<Layer<(), ()>> = self.load(matrix, vector);
+        drop(walked);
+        list.into_inner()
     }
 
     /// The tensors the layer is made of, each once.
@@ -202,6 +221,18 @@ fn slice(whole: &MatrixRef, first: usize, rows: usize) -> MatrixRef {
 }
 
 impl WeightTable {
+    /// The tensors in the order a forward pass needs them; the embedding, of which it needs few rows, first or last.
+    pub(crate) fn order(&self, embedding_first: bool) -> Vec<usize> {
+        let mut order: Vec<usize> = embedding_first.then_some(self.embedding.tensor).into_iter().collect();
+        order.extend(self.layers.iter().flat_map(Layer::in_order));
+        order.push(self.output_norm.tensor);
+        order.extend(self.head.as_ref().map(|head| head.tensor));
+        order.push(self.embedding.tensor);
+        let mut seen = HashSet::new();
+        order.retain(|tensor| seen.insert(*tensor));
+        order
+    }
+
     /// Number of parts a decoder is loaded in: embedding, layers, norm, head.
     pub(crate) fn parts(&self) -> usize {
         self.layers.len() + 2 + usize::from(self.head.is_some())

@@ -6,3 +6,4 @@ mod gguf;
 pub mod models;
 mod recipe;
 pub mod references;
+pub mod server;

@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use clap::Args;
 use orion::runtime::Described;
@@ -7,15 +6,18 @@ use orion::{Error, ErrorKind, MetaValue, ModelFormat, ModelHeader, Result, Tenso
 use serde_json::{Map, Value, json};
 
 use crate::output;
+use crate::source::FetchArgs;
 
 /// Characters of a metadata string that are shown to people.
 const SHOWN: usize = 80;
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// A GGUF file, a safetensors file or index, or a directory
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    /// A GGUF file, a safetensors file or index, a folder, or a URL of one of these
+    #[arg(value_name = "MODEL")]
+    model: String,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// Print one JSON object, metadata and tensors included
     #[arg(long)]
     json: bool,
@@ -23,7 +25,7 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) fn run(&self) -> Result<()> {
-        let source = orion::loader::open(&self.file)?;
+        let source = self.fetch.open(&self.model)?;
         let header = source.header();
         let described = match header.format {
             ModelFormat::Gguf => header.metadata.contains_key("general.architecture"),

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod bench;
+mod cache;
 mod chat;
 mod embed;
 mod eval;
@@ -8,6 +9,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod model;
+mod pull;
 mod tokenize;
 
 use clap::Subcommand;
@@ -31,6 +33,10 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
+    /// Fetch a model into the cache
+    Pull(pull::Pull),
+    /// List, verify or clean what was fetched
+    Cache(cache::Cache),
 }
 
 impl Command {
@@ -44,6 +50,8 @@ impl Command {
             Self::Logits(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Pull(command) => command.run(),
+            Self::Cache(command) => command.run(),
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Arguments that say which model to run and how.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
 use orion::runtime::{ComputePool, ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
 use orion::{Result, SamplingParams};
 
+use crate::source::FetchArgs;
+
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// A GGUF file, a safetensors file or index, or a directory with config.json
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: PathBuf,
+    /// A GGUF file, a safetensors file or index, a folder, a URL of one of these, or hf://org/name@revision/file
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }
@@ -47,7 +49,7 @@ impl ModelArgs {
         if let Some(threads) = self.run.threads {
             options.pool = Some(ComputePool::new(threads.into())?);
         }
-        LocalRuntime::new(options).open(orion::loader::open(&self.model)?)
+        LocalRuntime::new(options).open(self.fetch.open(&self.model)?)
     }
 }
 

@@ -1,17 +1,18 @@
-use std::path::PathBuf;
-
 use clap::Args;
 use orion::Result;
 use orion::runtime::{SpecialTokens, TextCodec};
 use serde_json::json;
 
 use crate::output;
+use crate::source::FetchArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct Tokenize {
-    /// The model whose vocabulary to use; its weights are not read
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// The model whose vocabulary to use, as for the other commands; its weights are not read
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// The text
     #[arg(long, value_name = "TEXT")]
     text: String,
@@ -25,7 +26,7 @@ pub(crate) struct Tokenize {
 
 impl Tokenize {
     pub(crate) fn run(&self) -> Result<()> {
-        let source = orion::loader::open(&self.model)?;
+        let source = self.fetch.open(&self.model)?;
         let codec = TextCodec::from_header(source.header(), usize::MAX)?;
         let special = if self.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
         let ids = codec.tokenizer()?.encode(&self.text, special)?;

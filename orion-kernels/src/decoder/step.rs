@@ -87,7 +87,7 @@ impl Workspace {
     fn check(&self, kv: &KvStore, stages: &Stages<'_>, logits: &[f32]) -> Result<()> {
         let shape = &self.shape;
         if let Some(embedding) = stages.embedding {
-            embedding.check(shape)?;
+            embedding.check(shape, &self.tokens)?;
         }
         if let Some(head) = stages.head {
             head.check(shape)?;
@@ -250,7 +250,8 @@ impl Step<'_> {
                 // SAFETY: the row is this thread's in this phase; tokens were checked when pushed.
                 let out =
                     unsafe { std::slice::from_raw_parts_mut(self.buffers.x[0].add(row * hidden), hidden) };
-                embedding.table.gather(self.isa, self.tokens[row] as usize, &mut local.panel, out);
+                let from = embedding.row(self.tokens[row]);
+                embedding.table.gather(self.isa, from, &mut local.panel, out);
                 if embedding.scale != 1.0 {
                     out.iter_mut().for_each(|value| *value *= embedding.scale);
                 }

@@ -160,15 +160,35 @@ impl Block {
 /// Token rows.
 #[derive(Debug, Clone)]
 pub struct Embedding {
-    /// `[vocab, hidden]`
+    /// `[vocab, hidden]`, or a row for each of [`tokens`](Self::tokens).
     pub table: PackedMatrix,
+    /// The tokens whose rows the table holds, ascending; `None` for all.
+    pub tokens: Option<Vec<u32>>,
     /// Multiplies the rows.
     pub scale: f32,
 }
 
 impl Embedding {
-    pub(crate) fn check(&self, shape: &DecoderShape) -> Result<()> {
-        Projection { matrix: self.table.clone(), bias: None }.check("embedding", shape.vocab, shape.hidden)
+    pub(crate) fn check(&self, shape: &DecoderShape, tokens: &[u32]) -> Result<()> {
+        let rows = self.tokens.as_ref().map_or(shape.vocab, Vec::len);
+        Projection { matrix: self.table.clone(), bias: None }.check("embedding", rows, shape.hidden)?;
+        if let Some(held) = &self.tokens {
+            if !held.is_sorted_by(|a, b| a < b) {
+                return Err(Error::invalid("the tokens of an embedding are not in ascending order"));
+            }
+            if let Some(missing) = tokens.iter().find(|&token| held.binary_search(token).is_err()) {
+                return Err(Error::invalid(format!("the embedding has no row for token {missing}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of a token; it was checked that there is one.
+    pub(crate) fn row(&self, token: u32) -> usize {
+        match &self.tokens {
+            None => token as usize,
+            Some(held) => held.binary_search(&token).unwrap_or_default(),
+        }
     }
 }
 

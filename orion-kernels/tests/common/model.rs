@@ -93,7 +93,7 @@ pub(crate) fn build(options: Options) -> Model {
             rope_interleaved: options.interleaved,
         },
         ropes: vec![rope(head_dim, 10_000.0), rope(head_dim / 2, 100.0)],
-        embedding: Embedding { table: table.clone(), scale: 1.5 },
+        embedding: Embedding { table: table.clone(), tokens: None, scale: 1.5 },
         blocks,
         head: Head { norm: norm(hidden), matrix: table, soft_cap: options.soft_cap },
     }
