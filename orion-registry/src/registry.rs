@@ -1,6 +1,7 @@
 //! One whole version of the catalogue.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use orion_core::{Catalog, ModelId, ModelSpec};
@@ -67,6 +68,7 @@ pub struct Registry {
     groups: BTreeMap<String, Group>,
     recommendations: BTreeMap<String, Group>,
     router: RouterConfig,
+    router_head: Option<PathBuf>,
     defaults: Defaults,
     warnings: Report,
 }
@@ -124,6 +126,7 @@ impl Registry {
             groups: BTreeMap::new(),
             recommendations: BTreeMap::new(),
             router: RouterConfig::default(),
+            router_head: None,
             defaults: Defaults::default(),
             warnings,
         };
@@ -137,6 +140,8 @@ impl Registry {
             measured.extend(document.measured.iter().map(|(name, figures)| (resolve(name), figures.clone())));
             if document.router != RouterConfig::default() {
                 registry.router = document.router.clone();
+                registry.router_head =
+                    document.router.head.as_ref().map(|head| layer.raw.roots[0].join(head));
             }
             let mut defaults = document.defaults.clone();
             inherit_fields!(defaults, registry.defaults; model, embedder, sampling);
@@ -230,6 +235,12 @@ impl Registry {
     #[must_use]
     pub fn router(&self) -> &RouterConfig {
         &self.router
+    }
+
+    /// Where the router's trained head is, if one is named.
+    #[must_use]
+    pub fn router_head(&self) -> Option<&Path> {
+        self.router_head.as_deref()
     }
 
     /// What holds where nothing else is said.

@@ -274,6 +274,44 @@ impl Head {
         self
     }
 
+    /// The temperature its logits are divided by.
+    #[must_use]
+    pub fn temperature(&self) -> f32 {
+        self.about.temperature
+    }
+
+    /// The same weights with temperature and threshold set on other examples.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a label the head does not know and for no example in scope;
+    /// what [`judge_all`](Self::judge_all) answers.
+    pub fn calibrated(
+        mut self,
+        embedder: &dyn Embedder,
+        examples: &[Example],
+        rule: AbstainAt,
+    ) -> Result<Self> {
+        self.check_encoder(embedder)?;
+        let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
+        let features = featurise(embedder, &self.about.grams, &texts)?;
+        let mut scored = Scored::with_capacity(examples.len());
+        for (example, x) in examples.iter().zip(&features) {
+            let target = self.about.labels.iter().position(|label| *label == example.label);
+            if target.is_none() && example.label != OUT_OF_SCOPE {
+                return Err(Error::invalid(format!("the head has no label {:?}", example.label)));
+            }
+            scored.push((per_label(&self.model.logits(x), &self.about.clusters), target));
+        }
+        let (logits, targets): (Vec<Vec<f32>>, Vec<usize>) =
+            scored.iter().filter_map(|(logits, target)| Some((logits.clone(), (*target)?))).unzip();
+        if targets.is_empty() {
+            return Err(Error::invalid("there is no example in scope to calibrate on"));
+        }
+        self.about.temperature = fit_temperature(&logits, &targets);
+        self.about.threshold = choose_threshold(&scored, rule);
+        Ok(self)
+    }
+
     /// Refuses an encoder the head was not trained on.
     ///
     /// # Errors
