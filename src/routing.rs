@@ -152,10 +152,10 @@ fn by_meaning(
     EmbeddingRouter::with_head(embedder.clone(), head, &models, rules)
 }
 
-/// The first file of a model of the registry, which must be on this machine.
+/// The weights of a model of the registry, which must be on this machine.
 fn weights_of(registry: &Registry, name: &str) -> Result<PathBuf> {
     let model = registry.expect_model(name)?;
-    let location = model.spec.files.first().map(|file| file.location.as_str()).unwrap_or_default();
+    let location = model.location().unwrap_or_default();
     let path = Path::new(location);
     if path.exists() {
         return Ok(path.to_owned());

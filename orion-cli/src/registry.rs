@@ -9,7 +9,7 @@ use orion::{Error, ErrorKind, Result};
 /// The file that is taken where none is named.
 const USUAL: &str = "models.json";
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RegistryArgs {
     /// The registry [default: $ORION_REGISTRY, else models.json here, else models.json in the orion folder of your
     /// configuration]. NAME.custom.json and NAME.local.json beside it are laid on top

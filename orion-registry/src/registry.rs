@@ -7,7 +7,7 @@ use std::sync::Arc;
 use orion_core::{Catalog, ModelId, ModelSpec};
 use serde::Serialize;
 
-use crate::document::{Defaults, Group, Measured, ModelEntry, RouterConfig};
+use crate::document::{Defaults, FileRole, Group, Measured, ModelEntry, RouterConfig};
 use crate::inherit::inherit_fields;
 use crate::layers::{Layer, Raw, Sources};
 use crate::meaning::{Catalogue, examine};
@@ -34,6 +34,15 @@ impl RegisteredModel {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.entry.id
+    }
+
+    /// Where what a loader opens is: the index of a shard set, else the first file of weights. A local path, or a URL
+    /// where the file is not on this machine.
+    #[must_use]
+    pub fn location(&self) -> Option<&str> {
+        let of = |role| self.entry.files.iter().position(|file| file.role == role);
+        let at = of(FileRole::Index).or_else(|| of(FileRole::Weights))?;
+        self.spec.files.get(at).map(|file| file.location.as_str())
     }
 
     /// Whether it states the capability.
@@ -105,11 +114,10 @@ impl Registry {
                 Err(problem) => report.push(*problem),
             }
         }
+        let all_read = report.is_ok();
         let layers: Vec<Layer<'_>> = raws.iter().map(|raw| Layer::read(raw, &mut report)).collect();
         // A layer that could not be read or parsed takes its models with it; what names them would all look wrong.
-        if report.is_ok()
-            || (layers.len() == sources.layers.len() && layers.iter().all(|it| it.node.is_some()))
-        {
+        if all_read && layers.iter().all(|layer| layer.node.is_some()) {
             let catalogue = examine(&layers, sources.missing_files, &mut report);
             if report.is_ok() {
                 return Ok(Self::build(&layers, catalogue, report));

@@ -25,6 +25,7 @@ mod data;
 mod grams;
 mod head;
 mod linear;
+mod nonsense;
 mod ridge;
 
 mod agents;
@@ -43,7 +44,7 @@ pub use difficulty::{Difficulty, DifficultyHead, DifficultyOptions, DifficultyRo
 pub use embedding::{EmbeddingOptions, EmbeddingRouter};
 pub use eval::{
     ClassBaselines, ClassReport, Confusion, CostPoint, DifficultyReport, LabelReport, Latency, RiskPoint,
-    evaluate, evaluate_difficulty,
+    evaluate, evaluate_difficulty, rank_difficulty,
 };
 pub use explain::{TimedDecision, route_timed};
 pub use feedback::{FeedbackOptions, FeedbackRouter};

@@ -4,8 +4,9 @@ use std::time::Instant;
 use clap::{Args, Subcommand, ValueEnum};
 use orion::registry::write_atomic;
 use orion::router::{
-    AbstainAt, CachedEmbedder, ClassReport, DifficultyHead, DifficultyOptions, DifficultyReport, GramOptions,
-    Head, HeadOptions, evaluate, evaluate_difficulty, is_difficulty_head, read_difficulty, read_examples,
+    AbstainAt, CachedEmbedder, ClassReport, DifficultyHead, DifficultyOptions, DifficultyRecord,
+    DifficultyReport, Example, GramOptions, Head, HeadOptions, evaluate, evaluate_difficulty,
+    is_difficulty_head, read_difficulty, read_examples,
 };
 use orion::runtime::{Precision, SentenceEncoder};
 use orion::{Embedder, Error, Result, SystemClock, open_encoder};
@@ -68,15 +69,23 @@ struct DataArgs {
     /// Arithmetic of the encoder; part of what a head is bound to
     #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     precision: PrecisionArg,
-    /// CSV or JSON lines: text,label; for difficulty prompt,weak_right,strong_right
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    /// CSV or JSON lines: text,label; for difficulty prompt,weak_right,strong_right; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    data: Vec<PathBuf>,
     /// Is one model enough? The data say which of two models was right
     #[arg(long)]
     difficulty: bool,
 }
 
 impl DataArgs {
+    fn examples(&self) -> Result<Vec<Example>> {
+        Ok(self.data.iter().map(|path| read_examples(path)).collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    fn records(&self) -> Result<Vec<DifficultyRecord>> {
+        Ok(self.data.iter().map(|path| read_difficulty(path)).collect::<Result<Vec<_>>>()?.concat())
+    }
+
     fn embedder(&self) -> Result<CachedEmbedder<SentenceEncoder>> {
         Ok(CachedEmbedder::new(open_encoder(&self.encoder, self.precision.into())?, CACHED_TEXTS))
     }
@@ -136,13 +145,13 @@ impl Train {
         let began = Instant::now();
         let embedder = self.data.embedder()?;
         let value = if self.data.difficulty {
-            let records = read_difficulty(&self.data.data)?;
+            let records = self.data.records()?;
             let mut options = DifficultyOptions::default();
             options.seed = self.seed;
             DifficultyHead::train(&embedder, &records, &options)?.save(&self.out)?;
             json!({ "kind": "difficulty", "examples": records.len() })
         } else {
-            let examples = read_examples(&self.data.data)?;
+            let examples = self.data.examples()?;
             let validation = self.validation.as_deref().map(read_examples).transpose()?.unwrap_or_default();
             let mut options = HeadOptions::default().abstain(abstain_at(self.in_scope, self.never_abstain)?);
             options.grams = match self.grams {
@@ -214,12 +223,12 @@ impl Eval {
         let encoder = open_encoder(&self.data.encoder, self.data.precision.into())?;
         let clock = SystemClock::new();
         let (svg, value, text) = if difficulty {
-            let records = read_difficulty(&self.data.data)?;
+            let records = self.data.records()?;
             let head = DifficultyHead::load(&self.head, &encoder)?;
             let report = evaluate_difficulty(&head, &encoder, &records, &clock)?;
             (report.cost_quality_svg(), output::to_value(&report)?, difficulty_text(&report))
         } else {
-            let examples = read_examples(&self.data.data)?;
+            let examples = self.data.examples()?;
             let head = Head::load(&self.head, &encoder)?;
             let report = evaluate(&head, &encoder, &examples, &clock)?;
             (report.risk_coverage_svg(), output::to_value(&report)?, class_text(&report))
@@ -386,17 +395,16 @@ impl Calibrate {
             if !(0.0..=1.0).contains(&share) {
                 return Err(Error::invalid(format!("--share is {share}, expected 0 to 1")));
             }
-            let records = read_difficulty(&self.data.data)?;
+            let records = self.data.records()?;
             let prompts: Vec<&str> = records.iter().map(|record| record.prompt.as_str()).collect();
             let head = DifficultyHead::load(&self.head, &embedder)?.calibrated(&embedder, &prompts)?;
             head.save(&self.out)?;
             let threshold = head.threshold_for_share(share);
             let judged = head.judge_all(&embedder, &prompts)?;
             let strong = judged.iter().filter(|difficulty| difficulty.gain > threshold).count();
-            let right =
-                |(difficulty, record): &(&orion::router::Difficulty, &orion::router::DifficultyRecord)| {
-                    if difficulty.gain > threshold { record.strong_right } else { record.weak_right }
-                };
+            let right = |(difficulty, record): &(&orion::router::Difficulty, &DifficultyRecord)| {
+                if difficulty.gain > threshold { record.strong_right } else { record.weak_right }
+            };
             let right = judged.iter().zip(&records).filter(right).count();
             let of_all = |count: usize| count as f64 / records.len() as f64;
             let value = json!({
@@ -417,7 +425,7 @@ impl Calibrate {
             if self.share.is_some() {
                 return Err(Error::invalid("--share is for heads of difficulty"));
             }
-            let examples = read_examples(&self.data.data)?;
+            let examples = self.data.examples()?;
             let rule = abstain_at(self.in_scope, self.never_abstain)?;
             let head = Head::load(&self.head, &embedder)?.calibrated(&embedder, &examples, rule)?;
             head.save(&self.out)?;
