@@ -17,7 +17,7 @@ fn demo() -> String {
 
 /// A model of a few kilobytes.
 fn tiny_gguf(path: &Path) {
-    let case = orion_testkit::references::case("llama-defaults");
+    let case = orion_testkit::references::case("llama-four-layers");
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, case.gguf().expect("the case has a GGUF form")).unwrap();
 }
