@@ -11,7 +11,7 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references fuzz check lint lint-fix format doc deny bench bench-peers eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references fuzz check lint lint-fix format doc deny bench bench-peers bench-parts router-head router-reach mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -67,6 +67,21 @@ bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once w
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512
+
+bench-parts: models ## What registry, logging, breaker, queue and router cost per call
+	for part in registry logging resilience router; do $(CARGO) bench --quiet -p orion-$$part || exit 1; done
+
+router-head: models ## Train models.head.safetensors, the head for the agents of models.json, on their examples
+	$(ORION) router train --encoder "$(shell $(PYTHON) scripts/models.py --print-path minilm)" --grams letters \
+	  --data orion-router/data/agents.en.csv --data orion-router/data/agents.fr.csv --out models.head.safetensors
+
+router-reach: models ## Accuracy of the router on data it has not seen (minutes); first make router-data FROM=DIR
+	$(CARGO) test --release -p orion-router --test reach -- --ignored --nocapture --test-threads 1
+
+mutants: ## Change orion-resilience in small ways, and count which changes its tests catch (an hour)
+	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants --locked
+	$(CARGO) mutants --package orion-resilience --file 'orion-resilience/src/breaker/*.rs' \
+	  --file 'orion-resilience/src/queue/*.rs' --jobs 1 --output target
 
 ##@ Before a commit
 check: lint doc deny test ## Everything CI checks: format, clippy, docs, dependencies, tests

@@ -2,12 +2,18 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod routing;
 mod stream;
 mod wire;
 
 pub use orion_formats as formats;
 pub use orion_loader as loader;
+pub use orion_logging as logging;
+pub use orion_registry as registry;
+pub use orion_resilience as resilience;
+pub use orion_router as router;
 pub use orion_runtime as runtime;
+pub use routing::{RoutingOptions, answering, open_encoder, open_router};
 pub use stream::{ModelExt, TokenStream};
 pub use wire::open;
 

@@ -3,6 +3,7 @@
 mod bar;
 mod commands;
 mod output;
+mod registry;
 mod source;
 
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     match cli.command.run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => output::report(&error, json),
     }
 }

@@ -26,6 +26,23 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
+/// A value as JSON that can still be added to.
+pub(crate) fn to_value(value: &impl Serialize) -> Result<serde_json::Value> {
+    serde_json::to_value(value)
+        .map_err(|error| Error::new(orion::ErrorKind::Internal, error.to_string()).with_source(error))
+}
+
+/// Rows in columns as wide as their widest cell; the last is not padded.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
 /// Prints text at once.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();

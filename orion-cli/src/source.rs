@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use clap::Args;
 use orion::loader::{Loader, LoaderOptions, MANIFEST};
-use orion::{Error, Result, WeightSource};
+use orion::registry::{RegisteredModel, Registry};
+use orion::{Error, MetaValue, ModelFormat, ModelHeader, Result, TensorBytes, WeightSource};
 
 use crate::bar::Bar;
+use crate::registry::RegistryArgs;
 
-/// How what is not on this machine is fetched.
+/// How names are looked up, and what is not on this machine is fetched.
 #[derive(Debug, Default, Args)]
 pub(crate) struct FetchArgs {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
     /// Keep fetched models in this folder [default: $ORION_CACHE, else orion in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<std::path::PathBuf>,
@@ -48,9 +52,61 @@ pub(crate) fn resolve(model: &str) -> Result<Location<'_>> {
     }
 }
 
+/// What `--model` names.
+#[derive(Debug)]
+pub(crate) struct Named {
+    /// A path or URL.
+    pub(crate) location: String,
+    /// The registry it was found in and what it says, if it is an id or alias.
+    pub(crate) registered: Option<(Registry, RegisteredModel)>,
+}
+
+impl Named {
+    /// The model's entry in the registry.
+    pub(crate) fn model(&self) -> Option<&RegisteredModel> {
+        self.registered.as_ref().map(|(_, model)| model)
+    }
+}
+
+/// Whether a name can be nothing but a path or URL.
+fn is_place(model: &str) -> bool {
+    let ends = |ending: &str| model.len() > ending.len() && model.to_ascii_lowercase().ends_with(ending);
+    model.contains(['/', '\\'])
+        || [".gguf", ".safetensors", ".json"].into_iter().any(ends)
+        || Path::new(model).exists()
+}
+
 impl FetchArgs {
+    /// Says what a name means: a path that is there, a URL, or an id or alias of the registry.
+    pub(crate) fn find(&self, model: &str) -> Result<Named> {
+        let place = || Named { location: model.to_owned(), registered: None };
+        if is_place(model) || self.registry.find().is_none() {
+            return Ok(place());
+        }
+        let registry = self.registry.load()?;
+        let found = registry.expect_model(model)?.clone();
+        let location = found.location().unwrap_or_default().to_owned();
+        Ok(Named { location, registered: Some((registry, found)) })
+    }
+
     /// Opens a model's weights, which may still be on their way then. A bar shows them arrive where somebody watches.
     pub(crate) fn open(&self, model: &str) -> Result<Arc<dyn WeightSource>> {
+        self.open_named(&self.find(model)?)
+    }
+
+    /// The same of a name that was looked up, with the chat template of its registry entry, if that has one.
+    pub(crate) fn open_named(&self, named: &Named) -> Result<Arc<dyn WeightSource>> {
+        let source = self.open_place(&named.location).map_err(|error| match named.model() {
+            Some(model) => error.about(format!("model {}", model.id())),
+            None => error,
+        })?;
+        Ok(match named.model().and_then(|model| model.spec.chat_template.as_deref()) {
+            Some(template) => Arc::new(Templated::new(source, template)),
+            None => source,
+        })
+    }
+
+    fn open_place(&self, model: &str) -> Result<Arc<dyn WeightSource>> {
         match resolve(model)? {
             Location::Remote(url) => self.loader()?.open(url),
             // Which shards were verified before is remembered in the cache; other files need none.
@@ -77,6 +133,39 @@ impl FetchArgs {
             options = options.on_progress(move |progress| bar.show(progress));
         }
         Loader::new(options)
+    }
+}
+
+/// Weights whose chat template is another than the one in their files.
+struct Templated {
+    inner: Arc<dyn WeightSource>,
+    header: ModelHeader,
+}
+
+impl Templated {
+    fn new(inner: Arc<dyn WeightSource>, template: &str) -> Self {
+        let mut header = inner.header().clone();
+        header.metadata.retain(|key, _| !key.starts_with("tokenizer.chat_template"));
+        if header.format == ModelFormat::Gguf {
+            header.metadata.insert("tokenizer.chat_template".to_owned(), MetaValue::Str(template.to_owned()));
+        } else {
+            header.side_files.insert("chat_template.jinja".to_owned(), template.as_bytes().into());
+        }
+        Self { inner, header }
+    }
+}
+
+impl WeightSource for Templated {
+    fn header(&self) -> &ModelHeader {
+        &self.header
+    }
+
+    fn tensor(&self, index: usize) -> Result<TensorBytes> {
+        self.inner.tensor(index)
+    }
+
+    fn release(&self, index: usize) {
+        self.inner.release(index);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Entries made of what model files say of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -94,12 +94,14 @@ fn shard(name: &str) -> Option<(&str, usize, &str)> {
     (1..=9999).contains(&count).then_some((stem, count, ending))
 }
 
-/// Models in a folder and those below it, by path. Links to folders are not followed, hidden folders are left out.
+/// Models in a folder and those below it, by path. Links to folders are not followed, hidden folders are left out. A
+/// set that lacks a shard is an error of its own and keeps nobody from finding the others.
 ///
 /// # Errors
 /// When a folder cannot be read.
-pub fn find_models(folder: &Path) -> Result<Vec<ModelOnDisk>> {
-    let mut found: Vec<ModelOnDisk> = Vec::new();
+pub fn find_models(folder: &Path) -> Result<Vec<Result<ModelOnDisk>>> {
+    let mut found: Vec<(PathBuf, Result<ModelOnDisk>)> = Vec::new();
+    let mut broken: BTreeSet<PathBuf> = BTreeSet::new();
     let mut open = vec![(folder.to_owned(), 0)];
     while let Some((folder, depth)) = open.pop() {
         let about = |error| Error::io(error, folder.display().to_string());
@@ -110,15 +112,30 @@ pub fn find_models(folder: &Path) -> Result<Vec<ModelOnDisk>> {
             if kind.is_dir() && !hidden && depth < SCAN_DEPTH {
                 open.push((path, depth + 1));
             } else if !kind.is_dir() && !hidden && format_of(&path).is_some() && path.is_file() {
-                let model = ModelOnDisk::of(&path)?;
-                if model.weights.first() == Some(&path) {
-                    found.push(model);
+                match ModelOnDisk::of(&path) {
+                    Ok(model) if model.weights.first() != Some(&path) => {}
+                    Ok(model) => found.push((path, Ok(model))),
+                    Err(error) => {
+                        // Every shard of a set lacks the same one.
+                        if broken.insert(set_of(&path)) {
+                            found.push((path, Err(error)));
+                        }
+                    }
                 }
             }
         }
     }
-    found.sort_by(|a, b| a.weights.cmp(&b.weights));
-    Ok(found)
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(found.into_iter().map(|(_, model)| model).collect())
+}
+
+/// One path for all shards of a set.
+fn set_of(path: &Path) -> PathBuf {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    shard(name).map_or_else(
+        || path.to_owned(),
+        |(stem, count, ending)| path.with_file_name(format!("{stem}-of-{count}{ending}")),
+    )
 }
 
 /// Reads the headers of a model's files as one, with the side files an entry is made of.

@@ -443,6 +443,11 @@ pub struct RouterConfig {
     /// The encoder of embedding routers; unset, the default embedder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encoder: Option<String>,
+    /// A trained head, whose labels are model ids or aliases; unset, the models' examples decide. Relative to the folder
+    /// this file is in, with forward slashes; it may not lead out of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub head: Option<String>,
     /// The model that answers when the router abstains; unset, the default model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,

@@ -6,6 +6,7 @@ mod decode;
 mod describe;
 mod document;
 mod edit;
+mod enrol;
 mod hardware;
 mod inherit;
 mod json;
@@ -27,6 +28,7 @@ pub use document::{
     Quality, RouterConfig, Routing, Sampling, Speed, Strategy,
 };
 pub use edit::{Edited, put_measured, put_model, save_measured, save_model, write_atomic};
+pub use enrol::enrol;
 pub use hardware::{Hardware, Profile};
 pub use layers::{MissingFiles, Sources};
 pub use live::{Changes, LiveRegistry, Reload, Watch};

@@ -61,6 +61,7 @@ pub(crate) fn examine(layers: &[Layer<'_>], missing: MissingFiles, report: &mut 
     }
     check_fallbacks(&catalogue, &mut out);
     check_names(&catalogue, &mut out);
+    check_heads(missing, &mut out);
     catalogue
 }
 
@@ -501,6 +502,43 @@ fn check_fallbacks(catalogue: &Catalogue, out: &mut Reporter<'_, '_>) {
         let names = chain(cycle.iter().map(|node| models[*node].entry.id.as_str()));
         let what = ("fallback-cycle", format!("fallbacks form a cycle: {names}"), "end one of the chains");
         out.say(Severity::Error, &first.at("/fallback"), what, Some(&last.at("/fallback")));
+    }
+}
+
+/// The head of the router is a file that stands where heads may stand.
+fn check_heads(missing: MissingFiles, out: &mut Reporter<'_, '_>) {
+    for layer in 0..out.layers.len() {
+        let read = &out.layers[layer];
+        let Some(path) = read.document.router.head.clone().filter(|path| !path.is_empty()) else { continue };
+        let at = At { layer, pointer: "/router/head".to_owned() };
+        if let Err(complaint) = check_path(&path) {
+            out.error(&at, complaint);
+            continue;
+        }
+        let shown = quoted(&path);
+        match look(&read.raw.roots[0], &path) {
+            Found::File(_) => {}
+            Found::Outside(real) => {
+                let message = format!(
+                    "{shown} is a link out of the folder, to {}",
+                    quoted(&real.display().to_string())
+                );
+                out.error(&at, ("path-escapes", message, "put the file itself into the folder"));
+            }
+            Found::NoFile => {
+                out.error(&at, ("not-a-file", format!("{shown} is no file"), "name a file"));
+            }
+            Found::Missing => {
+                let message = format!("{shown} is not there");
+                let what =
+                    ("file-missing", message, "train it with `orion router train`, or correct the path");
+                match missing {
+                    MissingFiles::Ignore => {}
+                    MissingFiles::Warn => out.warn(&at, what),
+                    MissingFiles::Error => out.error(&at, what),
+                }
+            }
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! One whole version of the catalogue.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use orion_core::{Catalog, ModelId, ModelSpec};
 use serde::Serialize;
 
-use crate::document::{Defaults, Group, Measured, ModelEntry, RouterConfig};
+use crate::document::{Defaults, FileRole, Group, Measured, ModelEntry, RouterConfig};
 use crate::inherit::inherit_fields;
 use crate::layers::{Layer, Raw, Sources};
 use crate::meaning::{Catalogue, examine};
@@ -33,6 +34,15 @@ impl RegisteredModel {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.entry.id
+    }
+
+    /// Where what a loader opens is: the index of a shard set, else the first file of weights. A local path, or a URL
+    /// where the file is not on this machine.
+    #[must_use]
+    pub fn location(&self) -> Option<&str> {
+        let of = |role| self.entry.files.iter().position(|file| file.role == role);
+        let at = of(FileRole::Index).or_else(|| of(FileRole::Weights))?;
+        self.spec.files.get(at).map(|file| file.location.as_str())
     }
 
     /// Whether it states the capability.
@@ -67,6 +77,7 @@ pub struct Registry {
     groups: BTreeMap<String, Group>,
     recommendations: BTreeMap<String, Group>,
     router: RouterConfig,
+    router_head: Option<PathBuf>,
     defaults: Defaults,
     warnings: Report,
 }
@@ -103,11 +114,10 @@ impl Registry {
                 Err(problem) => report.push(*problem),
             }
         }
+        let all_read = report.is_ok();
         let layers: Vec<Layer<'_>> = raws.iter().map(|raw| Layer::read(raw, &mut report)).collect();
         // A layer that could not be read or parsed takes its models with it; what names them would all look wrong.
-        if report.is_ok()
-            || (layers.len() == sources.layers.len() && layers.iter().all(|it| it.node.is_some()))
-        {
+        if all_read && layers.iter().all(|layer| layer.node.is_some()) {
             let catalogue = examine(&layers, sources.missing_files, &mut report);
             if report.is_ok() {
                 return Ok(Self::build(&layers, catalogue, report));
@@ -124,6 +134,7 @@ impl Registry {
             groups: BTreeMap::new(),
             recommendations: BTreeMap::new(),
             router: RouterConfig::default(),
+            router_head: None,
             defaults: Defaults::default(),
             warnings,
         };
@@ -137,6 +148,8 @@ impl Registry {
             measured.extend(document.measured.iter().map(|(name, figures)| (resolve(name), figures.clone())));
             if document.router != RouterConfig::default() {
                 registry.router = document.router.clone();
+                registry.router_head =
+                    document.router.head.as_ref().map(|head| layer.raw.roots[0].join(head));
             }
             let mut defaults = document.defaults.clone();
             inherit_fields!(defaults, registry.defaults; model, embedder, sampling);
@@ -230,6 +243,12 @@ impl Registry {
     #[must_use]
     pub fn router(&self) -> &RouterConfig {
         &self.router
+    }
+
+    /// Where the router's trained head is, if one is named.
+    #[must_use]
+    pub fn router_head(&self) -> Option<&Path> {
+        self.router_head.as_deref()
     }
 
     /// What holds where nothing else is said.

@@ -70,7 +70,12 @@ impl Sampling {
     /// The parameters, with ORION's defaults for what is not set.
     #[must_use]
     pub fn params(&self) -> SamplingParams {
-        let mut params = SamplingParams::default();
+        self.over(SamplingParams::default())
+    }
+
+    /// `params`, but for what is set here.
+    #[must_use]
+    pub fn over(&self, mut params: SamplingParams) -> SamplingParams {
         macro_rules! take {
             ($($field:ident),*) => { $(if let Some(value) = self.$field { params.$field = value; })* };
         }

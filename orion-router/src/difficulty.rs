@@ -112,10 +112,7 @@ impl DifficultyHead {
         let (kept, left) =
             if kept.is_empty() || left.is_empty() { (items.clone(), items.clone()) } else { (kept, left) };
         let first = fit(&kept)?;
-        let mut seen: Vec<f32> = left.iter().map(|(_, x)| read(&first.predict(x)).gain).collect();
-        seen.sort_by(|a, b| b.total_cmp(a));
-        let at_share = |percent: usize| seen[(percent * (seen.len() - 1)).div_ceil(100)];
-        let gains = (0..=100).map(at_share).collect();
+        let gains = shares(left.iter().map(|(_, x)| read(&first.predict(x)).gain).collect());
         let model = fit(&items)?;
         let about = About {
             format: FORMAT.to_owned(),
@@ -126,6 +123,21 @@ impl DifficultyHead {
             digest: digest_of(&parts(&model)),
         };
         Ok(Self { about, model })
+    }
+
+    /// The same head with its shares of strong calls set on other prompts: what is easy for one traffic may be hard
+    /// for another. Nobody has to know who would be right.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) for no prompt; what [`judge_all`](Self::judge_all)
+    /// answers.
+    pub fn calibrated(mut self, embedder: &dyn Embedder, prompts: &[&str]) -> Result<Self> {
+        if prompts.is_empty() {
+            return Err(Error::invalid("there is no prompt to calibrate on"));
+        }
+        let judged = self.judge_all(embedder, prompts)?;
+        self.about.gains = shares(judged.iter().map(|difficulty| difficulty.gain).collect());
+        Ok(self)
     }
 
     /// The gain above which a call goes to the strong model, so that about `share` (0 to 1) of calls do.
@@ -195,6 +207,25 @@ impl DifficultyHead {
         }
         Ok(Self { about, model })
     }
+}
+
+/// The gain at 0 %, 1 %, … 100 % of the prompts, largest first.
+fn shares(mut gains: Vec<f32>) -> Vec<f32> {
+    gains.sort_by(|a, b| b.total_cmp(a));
+    (0..=100).map(|percent| gains[(percent * (gains.len() - 1)).div_ceil(100)]).collect()
+}
+
+/// Whether a head is one of difficulty, as far as its file says; of labels otherwise.
+///
+/// # Errors
+/// [`Corrupt`](orion_core::ErrorKind::Corrupt) for a file that is no head; when it cannot be read.
+pub fn is_difficulty_head(path: &Path) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Kind {
+        format: String,
+    }
+    let loaded = load(path, |_: &Kind| true).map_err(|error| error.about(path.display().to_string()))?;
+    Ok(loaded.about.format == FORMAT)
 }
 
 fn parts(model: &KernelRidge) -> [Part<'_>; 3] {

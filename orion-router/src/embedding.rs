@@ -9,6 +9,7 @@ use crate::grams::GramOptions;
 use crate::guard;
 use crate::head::{Head, featurise};
 use crate::linear::Features;
+use crate::nonsense::nonsense;
 
 const NAME: &str = "embedding";
 
@@ -34,6 +35,9 @@ impl Default for EmbeddingOptions {
 /// Similarities are divided by this before the softmax over models: a lead of 0.1 in cosine is worth 3 : 1.
 const SIMILARITY_SCALE: f32 = 0.09;
 
+/// Made-up texts that stand beside the examples.
+const NONSENSE: usize = 96;
+
 struct ExampleVector {
     text: String,
     model: ModelId,
@@ -45,6 +49,8 @@ pub struct EmbeddingRouter {
     embedder: Arc<dyn Embedder>,
     head: Option<(Head, Vec<ModelId>)>,
     examples: Vec<ExampleVector>,
+    /// Vectors of made-up texts: what lies nearer to one of them than to every example means nothing.
+    nonsense: Vec<Vec<f32>>,
     centroids: BTreeMap<ModelId, Vec<f32>>,
     options: EmbeddingOptions,
 }
@@ -102,7 +108,11 @@ impl EmbeddingRouter {
             let length = dot(centroid, centroid).sqrt().max(f32::MIN_POSITIVE);
             centroid.iter_mut().for_each(|value| *value /= length);
         }
-        Ok(Self { embedder, head: None, examples: kept, centroids, options })
+        let made_up = nonsense(NONSENSE, 1);
+        let made_up: Vec<&str> = made_up.iter().map(String::as_str).collect();
+        let made_up = featurise(&*embedder, &GramOptions::none(), &made_up)?;
+        let nonsense = made_up.into_iter().map(|features| features.dense).collect();
+        Ok(Self { embedder, head: None, examples: kept, nonsense, centroids, options })
     }
 
     /// A router with a trained head. `models` maps labels to models; a label it does not name is the model of
@@ -124,6 +134,7 @@ impl EmbeddingRouter {
             embedder,
             head: Some((head, models)),
             examples: Vec::new(),
+            nonsense: Vec::new(),
             centroids: BTreeMap::new(),
             options,
         })
@@ -214,7 +225,8 @@ impl EmbeddingRouter {
         let Some(nearest) = near.first() else {
             return self.finish(ranked, true, "no candidate has example prompts".to_owned());
         };
-        let foreign = nearest.0.is_nan() || nearest.0 < self.options.least_similarity;
+        let made_up = self.nonsense.iter().any(|vector| dot(&x.dense, vector) > nearest.0);
+        let foreign = nearest.0.is_nan() || nearest.0 < self.options.least_similarity || made_up;
         let shown: Vec<String> = near
             .iter()
             .take(3)

@@ -303,8 +303,10 @@ pub fn evaluate_difficulty(
     Ok(report)
 }
 
-/// The report on a ranking of records: strong calls go to the largest gains first, of equals to the earlier.
-pub(crate) fn rank_difficulty(gains: &[f32], records: &[DifficultyRecord]) -> DifficultyReport {
+/// The report on any ranking of records, one gain each: strong calls go to the largest gains first, of equals to the
+/// earlier. Calibration and latency are left at zero. For comparing a head with something else.
+#[must_use]
+pub fn rank_difficulty(gains: &[f32], records: &[DifficultyRecord]) -> DifficultyReport {
     let count = records.len();
     let total = count as f64;
     let sum = |pick: &dyn Fn(&DifficultyRecord) -> bool| records.iter().filter(|record| pick(record)).count();

@@ -15,8 +15,9 @@ use crate::cluster;
 use crate::data::{Example, OUT_OF_SCOPE, split_by_text};
 use crate::grams::GramOptions;
 use crate::linear::{Features, Linear, TrainOptions, log_sum_exp};
+use crate::nonsense::nonsense;
 
-const FORMAT: &str = "orion-router-head-1";
+const FORMAT: &str = "orion-router-head-2";
 const MAX_CLASSES: usize = 10_000;
 /// Texts that go to the encoder at once.
 const EMBED_BATCH: usize = 256;
@@ -34,6 +35,8 @@ pub struct HeadOptions {
     /// A label with more examples than this is learned as several clusters of about that size, whose probabilities
     /// are summed: what is broad is not on one side of a plane. Default 100.
     pub cluster_size: usize,
+    /// Texts without meaning that are made up and learned as what to abstain from; 0 for none. Default 240.
+    pub nonsense: usize,
 }
 
 impl Default for HeadOptions {
@@ -43,6 +46,7 @@ impl Default for HeadOptions {
             train: TrainOptions::default(),
             abstain: AbstainAt::default(),
             cluster_size: 100,
+            nonsense: 240,
         }
     }
 }
@@ -62,6 +66,13 @@ impl HeadOptions {
         self
     }
 
+    /// Replaces [`nonsense`](Self::nonsense).
+    #[must_use]
+    pub fn nonsense(mut self, count: usize) -> Self {
+        self.nonsense = count;
+        self
+    }
+
     /// Replaces [`abstain`](Self::abstain).
     #[must_use]
     pub fn abstain(mut self, abstain: AbstainAt) -> Self {
@@ -74,8 +85,9 @@ impl HeadOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum AbstainAt {
-    /// Where accuracy in scope and rejections out of scope add up to the most, if the held-out examples hold
-    /// any labelled [`OUT_OF_SCOPE`]; else where 99.8 % of the right answers are kept.
+    /// Where accuracy in scope and rejections out of scope add up to the most, of the places that keep 96 % of the
+    /// right answers, if there are examples labelled [`OUT_OF_SCOPE`]; else the same with made-up nonsense in their
+    /// place, keeping 99.8 %; without either, where 99.8 % are kept.
     #[default]
     Best,
     /// Where this share of prompts in scope is still answered, and rightly.
@@ -92,8 +104,8 @@ pub struct Verdict {
     pub probabilities: Vec<f32>,
     /// Index of the most probable label.
     pub label: usize,
-    /// How much the prompt looks like the examples: log Σ exp of the logits (the negative energy of Liu et al.
-    /// 2020). Higher is more familiar.
+    /// How much the prompt looks like the examples: log Σ exp of the labels' logits (the negative energy of Liu et al.
+    /// 2020), less what speaks for nonsense, log(1 + Σ exp of its logits). Higher is more familiar.
     pub familiarity: f32,
     /// Whether the familiarity lies below the head's threshold.
     pub abstained: bool,
@@ -114,6 +126,8 @@ struct About {
     labels: Vec<String>,
     /// Clusters per label; the classes of the model stand in that order.
     clusters: Vec<usize>,
+    /// Classes of nonsense; they come last.
+    nonsense: usize,
     grams: GramOptions,
     temperature: f32,
     threshold: f32,
@@ -159,13 +173,23 @@ impl Head {
         let features = featurise(embedder, &options.grams, &texts)?;
         let mut items: Vec<(&Example, Features)> = all.into_iter().zip(features).collect();
         let held_out = items.split_off(examples.len());
-        Self::train_on(embedder.fingerprint(), items, &held_out, options)
+        let made_up = |count: usize, seed: u64| {
+            let texts = nonsense(count, seed);
+            featurise(embedder, &options.grams, &texts.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let nonsense = Nonsense {
+            learned: made_up(options.nonsense, options.train.seed)?,
+            // Other texts set the threshold than those that were learned.
+            held_out: made_up(options.nonsense / 4, !options.train.seed)?,
+        };
+        Self::train_on(embedder.fingerprint(), items, &held_out, &nonsense, options)
     }
 
     fn train_on<'e>(
         encoder: String,
         items: Vec<(&'e Example, Features)>,
         held_out: &[(&'e Example, Features)],
+        nonsense: &Nonsense,
         options: &HeadOptions,
     ) -> Result<Self> {
         let mut labels: Vec<String> = items
@@ -193,15 +217,21 @@ impl Head {
         let (foreign, own): (Vec<_>, Vec<_>) =
             items.into_iter().partition(|(example, _)| example.label == OUT_OF_SCOPE);
         let clustered = Clustered::new(&own, &labels, options);
+        let nonsense_classes = usize::from(!nonsense.learned.is_empty());
         let fit = |items: &[(&Example, Features)]| {
-            let (targets, inputs): (Vec<usize>, Vec<Features>) =
-                items.iter().map(|(example, x)| (clustered.class(example), x.clone())).unzip();
-            let classes = clustered.clusters.iter().sum();
+            let known: usize = clustered.clusters.iter().sum();
+            let (targets, inputs): (Vec<usize>, Vec<Features>) = items
+                .iter()
+                .map(|(example, x)| (clustered.class(example), x.clone()))
+                .chain(nonsense.learned.iter().map(|x| (known, x.clone())))
+                .unzip();
+            let classes = known + nonsense_classes;
             Linear::train(&inputs, &targets, classes, options.grams.buckets as usize, &options.train)
         };
         let score = |model: &Linear, items: &mut dyn Iterator<Item = &(&Example, Features)>| -> Scored {
             let of_one = |(example, x): &(&Example, Features)| {
-                (per_label(&model.logits(x), &clustered.clusters), index.get(example.label.as_str()).copied())
+                let target = index.get(example.label.as_str()).copied();
+                Judged::new(&model.logits(x), &clustered.clusters, target)
             };
             items.map(of_one).collect()
         };
@@ -220,15 +250,21 @@ impl Head {
             (scored, fit(&own)?)
         };
         let (logits, targets): (Vec<Vec<f32>>, Vec<usize>) =
-            calibrating.iter().filter_map(|(logits, target)| Some((logits.clone(), (*target)?))).unzip();
+            calibrating.iter().filter_map(|judged| Some((judged.logits.clone(), judged.target?))).unzip();
         let temperature = fit_temperature(&logits, &targets);
-        let threshold = choose_threshold(&calibrating, options.abstain);
+        let made_up: Vec<f32> = nonsense
+            .held_out
+            .iter()
+            .map(|x| Judged::new(&model.logits(x), &clustered.clusters, None).familiarity)
+            .collect();
+        let threshold = choose_threshold(&calibrating, &made_up, options.abstain);
         let digest = digest_of(&model.parts());
         let about = About {
             format: FORMAT.to_owned(),
             encoder,
             labels: labels.clone(),
             clusters: clustered.clusters.clone(),
+            nonsense: nonsense_classes,
             grams: options.grams.clone(),
             temperature,
             threshold,
@@ -274,6 +310,44 @@ impl Head {
         self
     }
 
+    /// The temperature its logits are divided by.
+    #[must_use]
+    pub fn temperature(&self) -> f32 {
+        self.about.temperature
+    }
+
+    /// The same weights with temperature and threshold set on other examples.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a label the head does not know and for no example in scope;
+    /// what [`judge_all`](Self::judge_all) answers.
+    pub fn calibrated(
+        mut self,
+        embedder: &dyn Embedder,
+        examples: &[Example],
+        rule: AbstainAt,
+    ) -> Result<Self> {
+        self.check_encoder(embedder)?;
+        let texts: Vec<&str> = examples.iter().map(|example| example.text.as_str()).collect();
+        let features = featurise(embedder, &self.about.grams, &texts)?;
+        let mut scored = Scored::with_capacity(examples.len());
+        for (example, x) in examples.iter().zip(&features) {
+            let target = self.about.labels.iter().position(|label| *label == example.label);
+            if target.is_none() && example.label != OUT_OF_SCOPE {
+                return Err(Error::invalid(format!("the head has no label {:?}", example.label)));
+            }
+            scored.push(Judged::new(&self.model.logits(x), &self.about.clusters, target));
+        }
+        let (logits, targets): (Vec<Vec<f32>>, Vec<usize>) =
+            scored.iter().filter_map(|judged| Some((judged.logits.clone(), judged.target?))).unzip();
+        if targets.is_empty() {
+            return Err(Error::invalid("there is no example in scope to calibrate on"));
+        }
+        self.about.temperature = fit_temperature(&logits, &targets);
+        self.about.threshold = choose_threshold(&scored, &[], rule);
+        Ok(self)
+    }
+
     /// Refuses an encoder the head was not trained on.
     ///
     /// # Errors
@@ -287,8 +361,8 @@ impl Head {
     }
 
     pub(crate) fn judge(&self, x: &Features) -> Verdict {
-        let logits = per_label(&self.model.logits(x), &self.about.clusters);
-        let familiarity = log_sum_exp(&logits);
+        let Judged { logits, familiarity, .. } =
+            Judged::new(&self.model.logits(x), &self.about.clusters, None);
         let probabilities = probabilities(&logits, self.about.temperature);
         let label = best(&logits);
         let abstained = familiarity.is_nan() || familiarity < self.about.threshold;
@@ -324,7 +398,8 @@ impl Head {
 
     fn read(path: &Path, embedder: &dyn Embedder) -> Result<Self> {
         let mut loaded = load(path, |about: &About| about.format == FORMAT)?;
-        let classes = loaded.about.clusters.iter().fold(0_usize, |sum, &count| sum.saturating_add(count));
+        let counts = loaded.about.clusters.iter().chain([&loaded.about.nonsense]);
+        let classes = counts.fold(0_usize, |sum, &count| sum.saturating_add(count));
         if loaded.about.clusters.len() != loaded.about.labels.len() || loaded.about.clusters.contains(&0) {
             return Err(Error::corrupt("labels and clusters differ in number"));
         }
@@ -336,7 +411,7 @@ impl Head {
             return Err(Error::corrupt("the weights do not match their digest"));
         }
         let finite = about.temperature.is_finite() && about.temperature > 0.0 && !about.threshold.is_nan();
-        if !finite || about.grams.letters.1 > 16 || about.grams.words > 16 || classes > MAX_CLASSES {
+        if !finite || about.grams.letters.1 > 16 || about.grams.words > 16 || classes > MAX_CLASSES + 1 {
             return Err(Error::corrupt("temperature, threshold, labels or n-gram lengths out of range"));
         }
         let head = Self { about, model };
@@ -360,8 +435,38 @@ pub(crate) fn best(values: &[f32]) -> usize {
     (0..values.len()).fold(0, |best, at| if values[at] > values[best] { at } else { best })
 }
 
-/// Logits per label, and the right one; none for prompts out of scope.
-type Scored = Vec<(Vec<f32>, Option<usize>)>;
+/// Features of made-up texts: to learn from, and to set the threshold on.
+struct Nonsense {
+    learned: Vec<Features>,
+    held_out: Vec<Features>,
+}
+
+/// What a model says of an example.
+struct Judged {
+    /// Per label.
+    logits: Vec<f32>,
+    familiarity: f32,
+    /// The right label; none for prompts out of scope.
+    target: Option<usize>,
+}
+
+impl Judged {
+    /// From the logits of all classes: the clusters of each label, then nonsense.
+    fn new(classes: &[f32], clusters: &[usize], target: Option<usize>) -> Self {
+        let logits = per_label(classes, clusters);
+        let foreign = &classes[clusters.iter().sum::<usize>()..];
+        // log(1 + Σ exp): nothing where nothing speaks for nonsense.
+        let against = log_sum_exp(&foreign.iter().copied().chain([0.0]).collect::<Vec<_>>());
+        let familiarity = log_sum_exp(&logits) - against;
+        Self { logits, familiarity, target }
+    }
+
+    fn is_right(&self) -> bool {
+        Some(best(&self.logits)) == self.target
+    }
+}
+
+type Scored = Vec<Judged>;
 
 /// The cluster of each training text within its label.
 struct Clustered<'a> {
@@ -412,30 +517,36 @@ fn per_label(logits: &[f32], clusters: &[usize]) -> Vec<f32> {
         .collect()
 }
 
-fn choose_threshold(scored: &Scored, rule: AbstainAt) -> f32 {
-    let right = |(logits, target): &(Vec<f32>, Option<usize>)| Some(best(logits)) == *target;
-    let mut kept: Vec<f32> =
-        scored.iter().filter(|item| right(item)).map(|item| log_sum_exp(&item.0)).collect();
-    kept.sort_by(|a, b| b.total_cmp(a));
-    let in_scope = scored.iter().filter(|item| item.1.is_some()).count();
-    let mut foreign: Vec<f32> =
-        scored.iter().filter(|item| item.1.is_none()).map(|item| log_sum_exp(&item.0)).collect();
-    foreign.sort_by(|a, b| b.total_cmp(a));
+/// `made_up` stands for what is out of scope where nobody gave an example of that.
+fn choose_threshold(scored: &Scored, made_up: &[f32], rule: AbstainAt) -> f32 {
+    let descending = |mut values: Vec<f32>| {
+        values.sort_by(|a, b| b.total_cmp(a));
+        values
+    };
+    let kept = descending(
+        scored.iter().filter(|judged| judged.is_right()).map(|judged| judged.familiarity).collect(),
+    );
+    let in_scope = scored.iter().filter(|judged| judged.target.is_some()).count();
+    let foreign: Vec<f32> =
+        scored.iter().filter(|judged| judged.target.is_none()).map(|judged| judged.familiarity).collect();
     if kept.is_empty() {
         return f32::NEG_INFINITY;
     }
-    let keep = |share: f32, of: usize| kept[((share * of as f32).ceil() as usize).clamp(1, kept.len()) - 1];
+    let least = |share: f32, of: usize| ((share * of as f32).ceil() as usize).clamp(1, kept.len()) - 1;
+    let (foreign, share) =
+        if foreign.is_empty() { (descending(made_up.to_vec()), 0.998) } else { (descending(foreign), 0.96) };
     match rule {
         AbstainAt::Never => f32::NEG_INFINITY,
-        AbstainAt::InScopeAccuracy(share) => keep(share, in_scope),
-        AbstainAt::Best if foreign.is_empty() => keep(0.998, kept.len()),
+        AbstainAt::InScopeAccuracy(share) => kept[least(share, in_scope)],
+        AbstainAt::Best if foreign.is_empty() => kept[least(share, kept.len())],
         AbstainAt::Best => {
             // Each right answer's score is a possible threshold; of equals the lowest, which rejects least.
             let sum = |at: usize| {
                 let accepted = foreign.partition_point(|&score| score >= kept[at]);
                 (at + 1) as f64 / in_scope as f64 - accepted as f64 / foreign.len() as f64
             };
-            let at = (0..kept.len()).fold(0, |best, at| if sum(at) >= sum(best) { at } else { best });
+            let first = least(share, kept.len());
+            let at = (first..kept.len()).fold(first, |best, at| if sum(at) >= sum(best) { at } else { best });
             kept[at]
         }
     }

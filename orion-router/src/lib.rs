@@ -25,6 +25,7 @@ mod data;
 mod grams;
 mod head;
 mod linear;
+mod nonsense;
 mod ridge;
 
 mod agents;
@@ -39,11 +40,11 @@ pub use context::{ContextOptions, ContextRouter, is_follow_up};
 pub use data::{
     DifficultyRecord, Example, OUT_OF_SCOPE, parse_difficulty, parse_examples, read_difficulty, read_examples,
 };
-pub use difficulty::{Difficulty, DifficultyHead, DifficultyOptions, DifficultyRouter};
+pub use difficulty::{Difficulty, DifficultyHead, DifficultyOptions, DifficultyRouter, is_difficulty_head};
 pub use embedding::{EmbeddingOptions, EmbeddingRouter};
 pub use eval::{
     ClassBaselines, ClassReport, Confusion, CostPoint, DifficultyReport, LabelReport, Latency, RiskPoint,
-    evaluate, evaluate_difficulty,
+    evaluate, evaluate_difficulty, rank_difficulty,
 };
 pub use explain::{TimedDecision, route_timed};
 pub use feedback::{FeedbackOptions, FeedbackRouter};

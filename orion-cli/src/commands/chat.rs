@@ -33,14 +33,18 @@ impl Chat {
     pub(crate) fn run(&self) -> Result<()> {
         let mut base = SamplingParams::default();
         base.repetition_penalty = 1.1;
-        let sampling = self.sampling.over(base);
+        let named = self.model.find()?;
+        let sampling = self.sampling.over(base, &named);
         sampling.validate()?;
-        let model = self.model.open()?;
+        let model = self.model.open_named(&named)?;
+        let stop = named.model().map(|model| model.spec.stop.clone()).unwrap_or_default();
         let running = Running::default();
         stop_on_interrupt(&running)?;
         show_loading(&model)?;
         eprintln!("Type a message; /reset begins anew, /quit or Ctrl-D ends. Ctrl-C stops an answer.");
-        let system: Vec<Message> = self.system.iter().map(|text| Message::new(Role::System, text)).collect();
+        let own = named.model().and_then(|model| model.spec.system_prompt.as_ref());
+        let system = self.system.as_ref().or(own);
+        let system: Vec<Message> = system.into_iter().map(|text| Message::new(Role::System, text)).collect();
         let mut turns = system.clone();
         let mut input = io::stdin().lock();
         loop {
@@ -61,9 +65,10 @@ impl Chat {
                 }
                 text => turns.push(Message::new(Role::User, text)),
             }
-            let generation = Generation::new(Prompt::Chat(turns.clone()))
+            let mut generation = Generation::new(Prompt::Chat(turns.clone()))
                 .sampling(sampling.clone())
                 .max_tokens(self.max_tokens);
+            generation.stop.clone_from(&stop);
             match answer(&model, generation, &running) {
                 Ok(done) => {
                     if done.reason == FinishReason::Cancelled {

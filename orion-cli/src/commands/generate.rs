@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::model::{ModelArgs, SamplingArgs};
 use crate::output;
+use crate::source::Named;
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
@@ -41,10 +42,11 @@ pub(crate) struct Generate {
 
 impl Generate {
     pub(crate) fn run(&self) -> Result<()> {
-        let generation = self.generation();
+        let named = self.model.find()?;
+        let generation = self.generation(&named);
         generation.validate()?;
         let began = Instant::now();
-        let model = self.model.open()?;
+        let model = self.model.open_named(&named)?;
         let mut logprobs = Vec::new();
         let mut done = None;
         for event in model.stream(generation)? {
@@ -81,11 +83,13 @@ impl Generate {
         Ok(())
     }
 
-    fn generation(&self) -> Generation {
+    fn generation(&self, named: &Named) -> Generation {
         let prompt = if self.raw {
             Prompt::Text(self.prompt.clone())
         } else {
-            let system = self.system.iter().map(|text| Message::new(Role::System, text));
+            let own = named.model().and_then(|model| model.spec.system_prompt.as_ref());
+            let system =
+                self.system.as_ref().or(own).into_iter().map(|text| Message::new(Role::System, text));
             Prompt::Chat(system.chain([Message::new(Role::User, &self.prompt)]).collect())
         };
         let mut base = SamplingParams::greedy();
@@ -94,8 +98,11 @@ impl Generate {
             base.repetition_penalty = 1.1;
         }
         let mut generation =
-            Generation::new(prompt).sampling(self.sampling.over(base)).max_tokens(self.max_tokens);
+            Generation::new(prompt).sampling(self.sampling.over(base, named)).max_tokens(self.max_tokens);
         generation.stop.clone_from(&self.stop);
+        if let Some(model) = named.model().filter(|_| !self.raw) {
+            generation.stop.extend(model.spec.stop.iter().cloned());
+        }
         generation.logprobs = self.logprobs;
         generation
     }

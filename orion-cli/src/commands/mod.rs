@@ -10,7 +10,12 @@ mod inspect;
 mod logits;
 mod model;
 mod pull;
+mod registry;
+mod route;
+mod router;
 mod tokenize;
+
+use std::process::ExitCode;
 
 use clap::Subcommand;
 use orion::Result;
@@ -37,11 +42,17 @@ pub(crate) enum Command {
     Pull(pull::Pull),
     /// List, verify or clean what was fetched
     Cache(cache::Cache),
+    /// Check, ask and extend the registry of models
+    Registry(registry::Registry),
+    /// Say which model of the registry should answer a prompt
+    Route(route::Route),
+    /// Train, measure and calibrate the router's heads
+    Router(router::Router),
 }
 
 impl Command {
-    pub(crate) fn run(&self) -> Result<()> {
-        match self {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        let done = match self {
             Self::Generate(command) => command.run(),
             Self::Chat(command) => command.run(),
             Self::Embed(command) => command.run(),
@@ -52,6 +63,10 @@ impl Command {
             Self::Bench(command) => command.run(),
             Self::Pull(command) => command.run(),
             Self::Cache(command) => command.run(),
-        }
+            Self::Registry(command) => return command.run(),
+            Self::Route(command) => command.run(),
+            Self::Router(command) => command.run(),
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }

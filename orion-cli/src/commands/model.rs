@@ -4,11 +4,12 @@ use clap::{Args, ValueEnum};
 use orion::runtime::{ComputePool, ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
 use orion::{Result, SamplingParams};
 
-use crate::source::FetchArgs;
+use crate::source::{FetchArgs, Named};
 
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// A GGUF file, a safetensors file or index, a folder, a URL of one of these, or hf://org/name@revision/file
+    /// An id or alias of the registry, a GGUF file, a safetensors file or index, a folder, a URL of one of these, or
+    /// hf://org/name@revision/file
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
     #[command(flatten)]
@@ -40,7 +41,16 @@ impl ModelArgs {
         threads(self.run.threads)
     }
 
+    /// Says what `--model` names.
+    pub(crate) fn find(&self) -> Result<Named> {
+        self.fetch.find(&self.model)
+    }
+
     pub(crate) fn open(&self) -> Result<LocalModel> {
+        self.open_named(&self.find()?)
+    }
+
+    pub(crate) fn open_named(&self, named: &Named) -> Result<LocalModel> {
         let mut options = RuntimeOptions::default();
         options.executor = match self.run.executor {
             Executor::Cpu => ExecutorKind::Cpu,
@@ -49,7 +59,7 @@ impl ModelArgs {
         if let Some(threads) = self.run.threads {
             options.pool = Some(ComputePool::new(threads.into())?);
         }
-        LocalRuntime::new(options).open(self.fetch.open(&self.model)?)
+        LocalRuntime::new(options).open(self.fetch.open_named(named)?)
     }
 }
 
@@ -83,14 +93,17 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub(crate) presence_penalty: Option<f32>,
     /// The same seed gives the same answer
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
 }
 
 impl SamplingArgs {
-    /// What was asked for, over `base`.
-    pub(crate) fn over(&self, base: SamplingParams) -> SamplingParams {
-        let mut params = base;
+    /// What was asked for, over what the registry says of the model, over `base`.
+    pub(crate) fn over(&self, base: SamplingParams, named: &Named) -> SamplingParams {
+        let mut params = match &named.registered {
+            Some((registry, model)) => model.entry.sampling.over(registry.defaults().sampling.over(base)),
+            None => base,
+        };
         params.temperature = self.temperature.unwrap_or(params.temperature);
         params.top_k = self.top_k.unwrap_or(params.top_k);
         params.top_p = self.top_p.unwrap_or(params.top_p);
@@ -98,7 +111,7 @@ impl SamplingArgs {
         params.repetition_penalty = self.repetition_penalty.unwrap_or(params.repetition_penalty);
         params.frequency_penalty = self.frequency_penalty.unwrap_or(params.frequency_penalty);
         params.presence_penalty = self.presence_penalty.unwrap_or(params.presence_penalty);
-        params.seed = self.seed;
+        params.seed = self.seed.unwrap_or(params.seed);
         params
     }
 }

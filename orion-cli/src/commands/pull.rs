@@ -7,7 +7,7 @@ use crate::source::{FetchArgs, Location, resolve};
 
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// A URL, hf://org/name@revision/file, or a path, which is only checked
+    /// A URL, hf://org/name@revision/file, an id of the registry, or a path, which is only checked
     #[arg(value_name = "MODEL")]
     model: String,
     #[command(flatten)]
@@ -19,10 +19,11 @@ pub(crate) struct Pull {
 
 impl Pull {
     pub(crate) fn run(&self) -> Result<()> {
-        let files = match resolve(&self.model)? {
+        let named = self.fetch.find(&self.model)?;
+        let files = match resolve(&named.location)? {
             Location::Remote(url) => self.fetch.loader()?.pull(url)?,
             Location::Local(path) => {
-                self.fetch.open(&self.model)?;
+                self.fetch.open_named(&named)?;
                 vec![path.to_owned()]
             }
         };

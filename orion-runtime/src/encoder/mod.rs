@@ -174,6 +174,15 @@ impl SentenceEncoder {
         Ok(Self { config, weights, engine, tokenizer, outputs, fingerprint })
     }
 
+    /// [`load`](Self::load) with the [outputs routers classify by](EncoderOptions::for_routing).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn for_routing(source: &dyn WeightSource, precision: Precision) -> Result<Self> {
+        let layers = BertConfig::read(source.header())?.layers;
+        Self::load(source, EncoderOptions::for_routing(layers).precision(precision))
+    }
+
     /// The token ids of a text as the encoder sees it, special tokens included.
     ///
     /// # Errors
