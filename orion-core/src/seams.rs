@@ -56,6 +56,15 @@ pub trait WeightSource: Send + Sync {
     /// When they cannot be had: I/O, network, a digest that does not match, `index` out of range.
     fn tensor(&self, index: usize) -> Result<TensorBytes>;
 
+    /// Hands the bytes of tensor `index` to `each`, from first to last, in pieces of `piece` bytes of which the last may be
+    /// shorter. Like [`tensor`](Self::tensor), but who uses them up piece by piece need not hold them all.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor); what `each` returns.
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.tensor(index)?.chunks(piece.max(1)).try_for_each(each)
+    }
+
     /// The rows of matrix `index`, one behind the other in the order asked for. Like [`tensor`](Self::tensor), but where
     /// the bytes are still on their way these come first; they may be from before the whole was verified, so who
     /// uses them must not publish what follows from them before [`tensor`](Self::tensor) has answered for all other

@@ -7,7 +7,9 @@ mod common;
 
 use common::{Rng, TYPES, random};
 use orion_core::{ErrorKind, TensorBytes, TensorType};
-use orion_kernels::{ComputePool, Isa, LinearScratch, PackedMatrix, Panel, dequantize, linear};
+use orion_kernels::{
+    ComputePool, Isa, LinearScratch, PackedMatrix, Packer, Panel, TILE_ROWS, dequantize, linear,
+};
 
 /// Shapes at the edges of tiles (16 rows), blocks and panels (1024 columns).
 fn shapes(ty: TensorType) -> Vec<(usize, usize)> {
@@ -164,4 +166,35 @@ fn tiles_cost_at_most_four_percent_over_the_file() {
         let file = ty.bytes_of((rows * cols) as u64).unwrap() as usize;
         assert!(PackedMatrix::packed_bytes(ty, rows, cols).unwrap() * 100 <= file * 104, "{ty}");
     }
+}
+
+#[test]
+fn a_matrix_packed_in_pieces_has_the_same_bytes() {
+    let pool = ComputePool::new(2).unwrap();
+    for (ty, rows, cols) in
+        [(TensorType::Q4_1, 1000, 64), (TensorType::Q6K, 100, 256), (TensorType::F16, 3000, 40)]
+    {
+        let row = cols / ty.block_len() * ty.block_bytes();
+        let bytes: Vec<u8> = (0..rows * row).map(|at| (at * 31 % 251) as u8).collect();
+        let whole = PackedMatrix::pack(&pool, ty, rows, cols, &bytes).unwrap();
+        for tiles in [1, 7, 1000] {
+            let mut packer = Packer::new(ty, rows, cols).unwrap();
+            bytes.chunks(tiles * TILE_ROWS * row).for_each(|piece| packer.push(&pool, piece).unwrap());
+            assert!(
+                packer.finish().unwrap().as_bytes() == whole.as_bytes(),
+                "{ty} in pieces of {tiles} tiles"
+            );
+        }
+        let packer = |pieces: &[&[u8]]| {
+            let mut packer = Packer::new(ty, rows, cols)?;
+            pieces.iter().try_for_each(|piece| packer.push(&pool, piece))?;
+            packer.finish()
+        };
+        for pieces in [&[&bytes[1..]][..], &[&bytes, &bytes[..1]], &[&bytes[..row], &bytes[row..]], &[]] {
+            assert_eq!(packer(pieces).unwrap_err().kind(), ErrorKind::Corrupt, "{ty}");
+        }
+        assert_eq!(Packer::new(ty, rows, cols).unwrap().piece() % (TILE_ROWS * row), 0);
+    }
+    let empty = Packer::new(TensorType::Q4_0, 0, 32).unwrap().finish().unwrap();
+    assert_eq!((empty.rows(), empty.as_bytes().len()), (0, 0));
 }

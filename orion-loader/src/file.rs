@@ -83,22 +83,32 @@ impl OpenFile {
 
     /// The bytes of a range.
     pub(crate) fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
-        let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
-        let mut data = Vec::new();
-        data.try_reserve_exact(len).map_err(|error| {
-            Error::new(ErrorKind::OutOfMemory, format!("needs {len} bytes")).with_source(error)
-        })?;
-        data.resize(len, 0);
-        match self.file.read_exact_at(&mut data, offset) {
-            Ok(()) => Ok(data),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Reason::Truncated
-                .error(format!(
-                    "the file was truncated after it was opened; {bytes} bytes at {offset} are gone"
-                ))
-                .about(self.subject())),
-            Err(error) => Err(self.io(error)),
-        }
+        let mut data = room(bytes)?;
+        self.fill(offset, &mut data)?;
+        Ok(data)
     }
+
+    fn fill(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(data, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => Reason::Truncated
+                .error(format!(
+                    "the file was truncated after it was opened; {} bytes at {offset} are gone",
+                    data.len()
+                ))
+                .about(self.subject()),
+            _ => self.io(error),
+        })
+    }
+}
+
+fn room(bytes: u64) -> Result<Vec<u8>> {
+    let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
+    let mut data = Vec::new();
+    data.try_reserve_exact(len).map_err(|error| {
+        Error::new(ErrorKind::OutOfMemory, format!("needs {len} bytes")).with_source(error)
+    })?;
+    data.resize(len, 0);
+    Ok(data)
 }
 
 // The value on every Linux architecture Rust has but sparc64 and mips; on others opening a pipe may wait.
@@ -185,6 +195,23 @@ impl WeightSource for FileSource {
         self.read_ahead(index);
         let data = self.files[info.file].range(info.offset, info.bytes);
         data.map(TensorBytes::from).map_err(|error| error.about(format!("tensor {}", info.name)))
+    }
+
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        self.read_ahead(index);
+        let end = info.offset + info.bytes;
+        let mut data = room((piece.max(1) as u64).min(info.bytes))?;
+        let mut at = info.offset;
+        while at < end {
+            let data = &mut data[..usize::try_from(end - at).map_or(piece, |left| left.min(piece.max(1)))];
+            self.files[info.file]
+                .fill(at, data)
+                .map_err(|error| error.about(format!("tensor {}", info.name)))?;
+            each(data)?;
+            at += data.len() as u64;
+        }
+        Ok(())
     }
 
     fn expect(&self, order: &[usize]) {

@@ -201,6 +201,33 @@ fn devices_and_pipes_are_refused_without_waiting() {
 }
 
 #[test]
+fn a_tensor_read_in_pieces_is_the_tensor() {
+    let directory = TempDir::new().unwrap();
+    let numbered: Vec<u8> = (0..32).collect();
+    let specs =
+        [TensorSpec::new("a", [2, 4], TensorType::F32), TensorSpec::new("b", [2, 4], TensorType::F32)];
+    let mut writer = GgufWriter::start(Vec::new(), &BTreeMap::new(), &specs).unwrap();
+    writer.tensor(&[7; 32]).unwrap();
+    writer.tensor(&numbered).unwrap();
+    write(&directory, &[("m.gguf", &writer.finish().unwrap())]);
+    let source = open(&directory.path().join("m.gguf")).unwrap();
+    for (piece, sizes) in [(0, vec![1; 32]), (5, vec![5, 5, 5, 5, 5, 5, 2]), (32, vec![32]), (1000, vec![32])]
+    {
+        let (mut all, mut found) = (Vec::new(), Vec::new());
+        let mut each = |bytes: &[u8]| {
+            all.extend_from_slice(bytes);
+            found.push(bytes.len());
+            Ok(())
+        };
+        source.read(1, piece, &mut each).unwrap();
+        assert_eq!((all, found), (numbered.clone(), sizes), "pieces of {piece}");
+    }
+    let stop = source.read(1, 8, &mut |_| Err(Error::invalid("enough"))).unwrap_err();
+    assert_eq!(stop.to_string(), "enough");
+    assert_eq!(source.read(2, 8, &mut |_| Ok(())).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn truncation_after_opening_is_an_error_and_replacement_is_not_seen() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("a.gguf");

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use orion_core::{Error, ErrorKind, Result, TensorType, WeightSource};
+use orion_core::{Error, ErrorKind, Result, TensorType, TileLayout, WeightSource};
 use orion_kernels::{
-    Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Projection, Rope, Stages,
-    Workspace, dequantize,
+    Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Packer, Projection, Rope,
+    Stages, Workspace, dequantize,
 };
 
 use crate::config::{Activation, DecoderConfig, RopePairing};
@@ -194,6 +194,13 @@ impl Drop for Cpu {
 
 /// Packs consecutive rows of a stored matrix. Types without kernels of their own become halves.
 fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) -> Result<PackedMatrix> {
+    let info = &source.header().tensors[reference.tensor];
+    let whole = info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes);
+    if whole && info.layout == TileLayout::RowMajor && PackedMatrix::supports(info.ty) {
+        let mut packer = Packer::new(info.ty, reference.rows, reference.cols)?;
+        source.read(reference.tensor, packer.piece(), &mut |bytes| packer.push(pool, bytes))?;
+        return packer.finish().map_err(|error| error.about(format!("tensor {}", info.name)));
+    }
     let (ty, bytes, range) = load::row_bytes(source, reference)?;
     pack_bytes(pool, ty, [reference.rows, reference.cols], &bytes[range])
         .map_err(|error| error.about(format!("tensor {}", source.header().tensors[reference.tensor].name)))

@@ -329,8 +329,8 @@ fn fetch<K: Direct>(block: *const u8, part: usize) {
     let share = K::BYTES / (K::GROUPS / K::PART);
     let from = block.wrapping_add(AHEAD + part * share);
     for line in 0..share.div_ceil(64) {
-        // SAFETY: a hint, which no address can make fail.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 64).cast()) };
+        // A hint, which no address can make fail.
+        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 64).cast());
     }
 }
 

@@ -119,19 +119,9 @@ impl PackedMatrix {
     /// As [`packed_bytes`](Self::packed_bytes); [`Corrupt`](orion_core::ErrorKind::Corrupt) too if `bytes` has
     /// another length than the shape asks for; what [`ComputePool::run`] returns.
     pub fn pack(pool: &ComputePool, ty: TensorType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
-        let (shape, tile_bytes) = Self::geometry(ty, cols)?;
-        let row_bytes = cols / ty.block_len() * ty.block_bytes();
-        if row_bytes.checked_mul(rows) != Some(bytes.len()) {
-            return Err(Error::corrupt(format!(
-                "a {ty} matrix of {rows} x {cols} takes {rows} x {row_bytes} bytes, got {}",
-                bytes.len()
-            )));
-        }
-        let total = Self::packed_bytes(ty, rows, cols)?;
-        let mut data = AlignedBuf::<u8>::zeroed(total);
-        pack::pack(pool, ty, tile_bytes, row_bytes, bytes, &mut data)?;
-        let data = Storage::Owned(Arc::new(data));
-        Ok(Self { ty, shape, rows, cols, tile_bytes, data })
+        let mut packer = Packer::new(ty, rows, cols)?;
+        packer.push(pool, bytes)?;
+        packer.finish()
     }
 
     /// A matrix that is packed already, for instance in a mapped shard.
@@ -220,6 +210,85 @@ impl PackedMatrix {
             panel.fill(isa, self, tile, start, cols);
             panel.read_row(self, lane, &mut out[start..start + cols]);
         }
+    }
+}
+
+/// Packs a matrix that comes in pieces, so that its bytes need not be held twice.
+pub struct Packer {
+    matrix: PackedMatrix,
+    data: AlignedBuf<u8>,
+    row_bytes: usize,
+    /// Bytes that have come.
+    taken: usize,
+}
+
+/// Bytes of a piece that keep all threads busy and stay in the caches.
+const PIECE: usize = 2 << 20;
+
+impl Packer {
+    /// A packer for a matrix of `rows` by `cols`.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::packed_bytes`].
+    pub fn new(ty: TensorType, rows: usize, cols: usize) -> Result<Self> {
+        let (shape, tile_bytes) = PackedMatrix::geometry(ty, cols)?;
+        let data = AlignedBuf::zeroed(PackedMatrix::packed_bytes(ty, rows, cols)?);
+        let row_bytes = cols / ty.block_len() * ty.block_bytes();
+        let none = Storage::Owned(Arc::default());
+        let matrix = PackedMatrix { ty, shape, rows, cols, tile_bytes, data: none };
+        Ok(Self { matrix, data, row_bytes, taken: 0 })
+    }
+
+    /// The bytes all pieces but the last should have: whole tiles, about two megabytes.
+    #[must_use]
+    pub fn piece(&self) -> usize {
+        let tile = (self.row_bytes * TILE_ROWS).max(1);
+        PIECE.div_ceil(tile) * tile
+    }
+
+    /// Packs the bytes that follow.
+    ///
+    /// # Errors
+    /// [`Corrupt`](orion_core::ErrorKind::Corrupt) if they are more than the matrix has or follow a piece that was no
+    /// whole number of tiles; what [`ComputePool::run`] returns.
+    pub fn push(&mut self, pool: &ComputePool, bytes: &[u8]) -> Result<()> {
+        let PackedMatrix { ty, rows, tile_bytes, .. } = self.matrix;
+        let (whole, tile) = (self.row_bytes.checked_mul(rows), self.row_bytes * TILE_ROWS);
+        let end = self.taken + bytes.len();
+        if whole.is_none_or(|whole| end > whole) || (tile > 0 && !self.taken.is_multiple_of(tile)) {
+            return Err(self.wrong(end));
+        }
+        if let Some(first) = self.taken.checked_div(tile) {
+            let to = &mut self.data[first * tile_bytes..];
+            pack::pack(pool, ty, tile_bytes, self.row_bytes, bytes, to)?;
+        }
+        self.taken = end;
+        Ok(())
+    }
+
+    /// The packed matrix.
+    ///
+    /// # Errors
+    /// [`Corrupt`](orion_core::ErrorKind::Corrupt) if fewer bytes have come than the matrix has.
+    pub fn finish(self) -> Result<PackedMatrix> {
+        if self.row_bytes.checked_mul(self.matrix.rows) != Some(self.taken) {
+            return Err(self.wrong(self.taken));
+        }
+        Ok(PackedMatrix { data: Storage::Owned(Arc::new(self.data)), ..self.matrix })
+    }
+
+    fn wrong(&self, got: usize) -> Error {
+        let PackedMatrix { ty, rows, cols, .. } = self.matrix;
+        let row_bytes = self.row_bytes;
+        Error::corrupt(format!(
+            "a {ty} matrix of {rows} x {cols} takes {rows} x {row_bytes} bytes, got {got}"
+        ))
+    }
+}
+
+impl fmt::Debug for Packer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packer({:?}, {} bytes taken)", self.matrix, self.taken)
     }
 }
 

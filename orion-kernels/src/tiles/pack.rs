@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use orion_core::{Result, TensorType};
 
 use super::{TILE_ROWS, block_shape};
-use crate::aligned::AlignedBuf;
 use crate::pool::ComputePool;
 
 /// Tiles handed to a thread at a time.
@@ -21,7 +20,7 @@ pub(super) fn pack(
     tile_bytes: usize,
     row_bytes: usize,
     from: &[u8],
-    to: &mut AlignedBuf<u8>,
+    to: &mut [u8],
 ) -> Result<()> {
     if tile_bytes == 0 || row_bytes == 0 {
         return Ok(());

@@ -42,7 +42,7 @@ fn weighed(state: &State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Charges for a sixteenth of what a value holds: a conversation that a loop collects is named again at each turn.
+/// Charges for a quarter of what a value holds: a conversation that a loop collects is named again at each turn.
 fn named(state: &State, value: Value) -> Result<Value, Error> {
     let mut held = 0;
     count(state, &value, &mut held)?;
@@ -51,7 +51,7 @@ fn named(state: &State, value: Value) -> Result<Value, Error> {
 
 fn count(state: &State, value: &Value, held: &mut u32) -> Result<(), Error> {
     *held += 1;
-    if *held % 16 == 0 {
+    if *held % 4 == 0 {
         state.consume_fuel(1)?;
     }
     match value.kind() {
