@@ -2,9 +2,11 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod first_responder;
 mod stream;
 mod wire;
 
+pub use first_responder::{Continues, FirstResponder, HandOver, Part, RelayEvent, RelayStream, Speaker};
 pub use orion_formats as formats;
 pub use orion_loader as loader;
 pub use orion_runtime as runtime;
