@@ -2,10 +2,12 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod first_responder;
 mod routing;
 mod stream;
 mod wire;
 
+pub use first_responder::{Continues, FirstResponder, HandOver, Part, RelayEvent, RelayStream, Speaker};
 pub use orion_formats as formats;
 pub use orion_loader as loader;
 pub use orion_logging as logging;

@@ -12,6 +12,7 @@ use orion_core::{CancelToken, Error, ErrorKind, Result};
 use orion_formats::Reason;
 
 use crate::intervals::Intervals;
+use crate::order::JUMP;
 use crate::transfer::Transfer;
 use crate::window::Window;
 
@@ -37,6 +38,8 @@ struct State {
     demanded: Vec<Range<u64>>,
     /// Ranges in order of need.
     order: Vec<Range<u64>>,
+    /// Nobody will say in which order it is needed, or somebody has.
+    settled: bool,
     /// The whole file has its digest; it may not be on disk yet.
     verified: bool,
     end: Option<Result<PathBuf, Arc<Error>>>,
@@ -88,13 +91,32 @@ impl Arriving {
 
     /// Says in which order the bytes will be needed.
     pub(crate) fn set_order(&self, order: Vec<Range<u64>>) {
-        self.lock().order = order;
+        self.change(|state| {
+            state.order = order;
+            state.settled = true;
+        });
     }
 
-    /// What is needed, most urgent first.
-    pub(crate) fn order(&self) -> Vec<Range<u64>> {
+    /// Nobody will say in which order the bytes are needed.
+    pub(crate) fn settle(&self) {
+        self.lock().settled = true;
+    }
+
+    /// Whether it is known in which order the bytes are needed, as far as it will be.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lock().settled
+    }
+
+    /// What is needed, most urgent first: what somebody waits for and no order has foreseen, then the order. What stands
+    /// shortly behind `next`, where the next bytes would be taken from, comes soon anyway.
+    pub(crate) fn order(&self, next: u64) -> Vec<Range<u64>> {
         let state = self.lock();
-        state.demanded.iter().chain(&state.order).cloned().collect()
+        let foreseen = |range: &Range<u64>| {
+            let holds = |run: &Range<u64>| run.start <= range.start && range.end <= run.end;
+            state.order.iter().any(holds) || (next..=next.saturating_add(JUMP)).contains(&range.start)
+        };
+        let demanded = state.demanded.iter().filter(|range| !foreseen(range));
+        demanded.chain(&state.order).cloned().collect()
     }
 
     /// Takes back what lies outside `keep`, unless somebody has used it.

@@ -29,6 +29,10 @@ const PIECE: usize = 1 << 16;
 const STEP: u64 = 1 << 20;
 /// The same where several connections share a file: each is a request.
 const LANE_STEP: u64 = 4 << 20;
+/// Bytes per second below which a connection is given up.
+const SLOWEST: f64 = 1024.0;
+/// Bytes that must have come for a try to count as one that brought something.
+const PROGRESS: u64 = 16 << 10;
 /// Missing bytes from which on a file is worth several connections.
 const WORTH_LANES: u64 = 16 << 20;
 /// Longest wait a server may ask for.
@@ -220,7 +224,7 @@ impl Fetcher {
                 Err(failure) => failure,
             };
             number += 1;
-            failures = if transfer.received() > before { 1 } else { failures + 1 };
+            failures = if transfer.received() >= before + PROGRESS { 1 } else { failures + 1 };
             if arriving.cancelled() {
                 transfer.keep_or_discard();
                 return Err(cancelled(url));
@@ -252,7 +256,7 @@ impl Fetcher {
             return Ok(Attempt::Complete(None));
         }
         let most = if lanes.running { LANE_STEP } else { STEP };
-        let Some(claim) = transfer.claim(&arriving.order(), most) else {
+        let Some(claim) = transfer.claim(&arriving.order(transfer.first_gap()), most) else {
             if transfer.is_complete() {
                 return Ok(Attempt::Complete(None));
             }
@@ -303,9 +307,8 @@ impl Fetcher {
             transfer.confirm(arriving);
         }
         claim.take_over(body.from, transfer.total());
-        self.start_lanes(url, job, lanes);
         let digest = body.digest;
-        self.receive(url, job, body, report, &mut claim)?;
+        self.receive(url, job, body, (report, lanes), &mut claim)?;
         drop(claim);
         Ok(if transfer.is_complete() { Attempt::Complete(digest) } else { Attempt::More })
     }
@@ -313,7 +316,8 @@ impl Fetcher {
     /// Lets more connections take part, once, where that is worth it.
     fn start_lanes(self: &Arc<Self>, url: &str, job: &Job, lanes: &mut Lanes) {
         let missing = job.transfer.total().unwrap_or_default().saturating_sub(job.transfer.received());
-        if lanes.wanted < 2 || missing < WORTH_LANES || !job.transfer.can_jump() {
+        if lanes.wanted < 2 || !job.arriving.is_settled() || missing < WORTH_LANES || !job.transfer.can_jump()
+        {
             return;
         }
         lanes.running = true;
@@ -330,7 +334,9 @@ impl Fetcher {
     fn lane(&self, url: &str, job: &Job) {
         let (transfer, arriving) = (&job.transfer, &job.arriving);
         while !transfer.has_ended() && !arriving.cancelled() {
-            let Some(range) = transfer.claim(&arriving.order(), LANE_STEP) else { return };
+            let Some(range) = transfer.claim(&arriving.order(transfer.first_gap()), LANE_STEP) else {
+                return;
+            };
             if self.part(url, job, range).is_err() {
                 return;
             }
@@ -356,13 +362,15 @@ impl Fetcher {
         }
         self.check_length(url, wanted, &body)?;
         transfer.set_version(body.etag.clone(), body.total, true)?;
-        let (mut at, mut piece) = (claim.range.start, vec![0; PIECE]);
+        let (mut at, mut piece, mut pace) = (claim.range.start, vec![0; PIECE], Pace::default());
         while at < claim.range.end {
             if arriving.cancelled() || transfer.has_ended() {
                 return Err(cancelled(url).into());
             }
             let room = usize::try_from(claim.range.end - at).unwrap_or(PIECE).min(PIECE);
+            let asked = self.clock.now();
             let read = body.reader.read(&mut piece[..room]).map_err(|error| lost(url, error.to_string()))?;
+            self.crawls(url, &mut pace, asked, read)?;
             if read == 0 {
                 return Err(lost(url, format!("the connection ended at byte {at}")));
             }
@@ -404,11 +412,11 @@ impl Fetcher {
     }
 
     fn receive(
-        &self,
+        self: &Arc<Self>,
         url: &str,
         job: &Job,
         mut body: Body,
-        report: &Report<'_>,
+        (report, lanes): (&Report<'_>, &mut Lanes),
         claim: &mut Claim<'_>,
     ) -> Result<(), Failure> {
         let Job { wanted, arriving, transfer } = job;
@@ -416,20 +424,25 @@ impl Fetcher {
         let most = total.unwrap_or(wanted.most).min(wanted.most);
         let mut at = claim.range.start;
         let (first, mut said) = (transfer.received(), 0);
-        let mut piece = vec![0; PIECE];
+        let (mut piece, mut pace) = (vec![0; PIECE], Pace::default());
         report.say(Phase::Fetching, first, total, 0);
         loop {
             if arriving.cancelled() {
                 return Err(cancelled(url).into());
             }
-            if at == claim.range.end && !claim.go_on(&arriving.order()) {
+            if at == claim.range.end {
+                self.start_lanes(url, job, lanes);
+            }
+            if at == claim.range.end && !claim.go_on(&arriving.order(at)) {
                 return Ok(());
             }
             let room = usize::try_from(claim.range.end - at).unwrap_or(PIECE).min(PIECE);
+            let asked = self.clock.now();
             let read = body
                 .reader
                 .read(&mut piece[..room])
                 .map_err(|error| lost(url, format!("the connection failed: {error}")))?;
+            self.crawls(url, &mut pace, asked, read)?;
             if read == 0 {
                 break;
             }
@@ -453,6 +466,22 @@ impl Fetcher {
                 transfer.set_end(at);
                 Ok(())
             }
+        }
+    }
+
+    /// Gives a connection up that is not silent and hardly better.
+    fn crawls(&self, url: &str, pace: &mut Pace, asked: Timestamp, read: usize) -> Result<(), Failure> {
+        pace.waited += self.clock.now().since(asked);
+        pace.bytes += read as u64;
+        if pace.waited < self.options.stall {
+            return Ok(());
+        }
+        let least = pace.waited.as_secs_f64() * SLOWEST;
+        let (bytes, waited) = (pace.bytes, pace.waited);
+        *pace = Pace::default();
+        match (bytes as f64) < least && read > 0 {
+            true => Err(lost(url, format!("only {bytes} bytes came in {waited:.1?}"))),
+            false => Ok(()),
         }
     }
 
@@ -525,6 +554,13 @@ enum Attempt {
     /// What comes next is elsewhere in the file.
     More,
     NotModified,
+}
+
+/// What a connection has brought lately, and how long it was waited for.
+#[derive(Default)]
+struct Pace {
+    bytes: u64,
+    waited: Duration,
 }
 
 /// The connections of one file.

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 /// A mapped file of the cache, and the file, whose lock tells others that it is in use.
 pub(crate) struct Mapped {
     map: Mmap,
-    _file: File,
+    file: File,
 }
 
 impl Mapped {
@@ -19,7 +19,13 @@ impl Mapped {
         // rename that made them visible; they are only unlinked, which leaves their pages in place. A user who
         // writes into the cache's own directory is beyond what can be defended against.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Self { map, _file: file })
+        Ok(Self { map, file })
+    }
+
+    /// Bytes that can be read now: somebody may have cut the file since it was mapped.
+    pub(crate) fn len_now(&self) -> u64 {
+        let now = self.file.metadata().map_or(0, |metadata| metadata.len());
+        now.min(self.map.len() as u64)
     }
 }
 

@@ -137,7 +137,7 @@ impl LoaderOptions {
         self
     }
 
-    /// How long a connection may be silent. Default: 20 s.
+    /// How long a connection may be silent, or bring less than 1 KiB a second. Default: 20 s.
     #[must_use]
     pub fn stall(mut self, time: Duration) -> Self {
         self.stall = time;

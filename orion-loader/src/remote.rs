@@ -86,6 +86,7 @@ impl Arrivals {
 
     /// Waits until all files are there and nobody works on them any more.
     pub(crate) fn all(mut self) -> Result<Vec<PathBuf>> {
+        self.files.iter().for_each(|file| file.settle());
         let paths = self.files.iter().map(|file| file.done()).collect::<Result<_>>()?;
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| Error::new(ErrorKind::Internal, "a fetching thread panicked"))?;
@@ -184,6 +185,7 @@ impl RemoteSource {
 
     fn bytes(&self, index: usize, info: &TensorInfo) -> Result<TensorBytes> {
         let arriving = &self.arrivals.files[info.file];
+        arriving.settle();
         if self.held_back(info.file).contains(&index) {
             arriving.verified()?;
         }
@@ -208,8 +210,8 @@ impl RemoteSource {
             }
         };
         let range = info.range()?;
-        let bytes: &[u8] = (*map).as_ref();
-        if range.end > bytes.len() {
+        // Reading pages that are gone would end the process.
+        if info.offset.saturating_add(info.bytes) > map.len_now() {
             return Err(Reason::Truncated
                 .error("the cached shard was cut short")
                 .about(path.display().to_string()));

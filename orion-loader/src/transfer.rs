@@ -51,6 +51,8 @@ struct State {
     chunks: Vec<bool>,
     /// The server has answered with everything when asked for a part.
     no_ranges: bool,
+    /// The file was removed: there was no room for it.
+    removed: bool,
     /// The file has holes, and how much it held when that was last noted.
     sparse: Option<u64>,
     ended: bool,
@@ -76,6 +78,11 @@ impl Transfer {
 
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
+    }
+
+    /// The first byte that is missing.
+    pub(crate) fn first_gap(&self) -> u64 {
+        self.lock().have.end_of(0)
     }
 
     /// Bytes that are there.
@@ -345,6 +352,7 @@ impl Transfer {
         }
         if !same {
             self.file.write_all_at(data, at).map_err(|error| {
+                state.removed = true;
                 self.remove();
                 io_error(error, &self.path)
             })?;
@@ -503,7 +511,7 @@ impl Transfer {
         self.end();
         let state = self.lock();
         let nothing = state.have.total() + state.suspect.total() == 0;
-        let useless = nothing || (state.etag.is_none() && self.wanted.digest.is_none());
+        let useless = nothing || state.removed || (state.etag.is_none() && self.wanted.digest.is_none());
         drop(state);
         // Without the note a file with holes would be taken for one without.
         if useless || self.note().is_err() {

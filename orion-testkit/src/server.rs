@@ -215,42 +215,44 @@ impl Link {
     }
 }
 
-/// Bytes beyond a limit are held back until the limit is raised.
-#[derive(Debug, Default)]
+/// Some bytes are held back until the gate is opened.
+#[derive(Debug)]
 pub struct Gate {
-    limit: Mutex<usize>,
-    raised: Condvar,
+    held: Vec<Range<usize>>,
+    open: Mutex<bool>,
+    opened: Condvar,
 }
 
 impl Gate {
-    /// A gate that lets the bytes before `limit` through.
+    /// A gate that holds these bytes back.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { limit: Mutex::new(limit), raised: Condvar::new() }
+    pub fn new(held: Vec<Range<usize>>) -> Self {
+        Self { held, open: Mutex::new(false), opened: Condvar::new() }
     }
 
-    /// Lets more through.
+    /// Lets everything through.
     ///
     /// # Panics
     /// If a connection's thread panicked.
-    pub fn raise(&self, limit: usize) {
-        *self.limit.lock().unwrap() = limit;
-        self.raised.notify_all();
+    pub fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.opened.notify_all();
     }
 
-    /// Answers as a good server does, but not beyond the limit.
+    /// Answers as a good server does, but waits before bytes that are held back.
     ///
     /// # Panics
     /// If another thread panicked.
     pub fn good(&self, request: &Request, stream: &mut TcpStream, body: &[u8]) {
         let mut range = answer(request, stream, body);
         while !range.is_empty() {
-            let mut limit = self.limit.lock().unwrap();
-            while *limit <= range.start {
-                limit = self.raised.wait(limit).unwrap();
+            let mut open = self.open.lock().unwrap();
+            while !*open && self.held.iter().any(|held| held.contains(&range.start)) {
+                open = self.opened.wait(open).unwrap();
             }
-            let end = range.end.min(*limit);
-            drop(limit);
+            let next = self.held.iter().map(|held| held.start).filter(|start| *start > range.start).min();
+            let end = if *open { range.end } else { range.end.min(next.unwrap_or(range.end)) };
+            drop(open);
             if stream.write_all(&body[range.start..end]).is_err() {
                 return;
             }
