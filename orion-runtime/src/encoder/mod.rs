@@ -179,7 +179,7 @@ impl SentenceEncoder {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn for_routing(source: &dyn WeightSource, precision: Precision) -> Result<Self> {
-        let layers = BertConfig::read(source.header())?.layers;
+        let layers = EncoderConfig::read(source.header())?.layers;
         Self::load(source, EncoderOptions::for_routing(layers).precision(precision))
     }
 
