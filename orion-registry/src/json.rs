@@ -110,8 +110,8 @@ pub(crate) fn parse(text: &str) -> (Option<Node<'_>>, Vec<Fault>) {
     (root, parser.faults)
 }
 
-enum Step {
-    Key(String),
+enum Step<'t> {
+    Key(Cow<'t, str>),
     Index(usize),
 }
 
@@ -120,7 +120,7 @@ struct Parser<'t> {
     bytes: &'t [u8],
     at: usize,
     depth: usize,
-    path: Vec<Step>,
+    path: Vec<Step<'t>>,
     faults: Vec<Fault>,
 }
 
@@ -283,7 +283,8 @@ impl<'t> Parser<'t> {
             }
             self.at += 1;
             self.blank();
-            self.path.push(Step::Key(key.clone().into_owned()));
+            // A key without escapes is borrowed from the text, so the copy is free.
+            self.path.push(Step::Key(key.clone()));
             let twice = if members.len() < LINEAR_MEMBERS {
                 members.iter().any(|member| member.key == key)
             } else {

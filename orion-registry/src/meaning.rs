@@ -8,7 +8,7 @@ use crate::inherit::Inherit;
 use crate::layers::{At, Layer, MissingFiles, Reporter};
 use crate::paths::{Found, check_path, check_url, look};
 use crate::report::{Report, Severity};
-use crate::schema::{did_you_mean, quoted};
+use crate::schema::{Quoted, did_you_mean, quoted};
 
 /// Fewest and most bits a parameter can take.
 const BITS_PER_PARAMETER: std::ops::RangeInclusive<f64> = 0.5..=66.0;
@@ -49,9 +49,10 @@ impl Catalogue {
 }
 
 /// Merges the layers and checks everything that spans more than one value.
-pub(crate) fn examine(layers: &[Layer<'_>], missing: MissingFiles, report: &mut Report) -> Catalogue {
+pub(crate) fn examine(layers: &mut [Layer<'_>], missing: MissingFiles, report: &mut Report) -> Catalogue {
+    let contents = layers.iter_mut().map(|layer| std::mem::take(&mut layer.models)).collect();
     let mut out = Reporter { layers, report };
-    let mut catalogue = merge(&mut out);
+    let mut catalogue = merge(contents, &mut out);
     inherit_bases(&mut catalogue, &mut out);
     resolve_aliases(&mut catalogue, &mut out);
     let mut parents = Parents::default();
@@ -65,18 +66,16 @@ pub(crate) fn examine(layers: &[Layer<'_>], missing: MissingFiles, report: &mut 
     catalogue
 }
 
-fn merge(out: &mut Reporter<'_, '_>) -> Catalogue {
+fn merge(contents: Vec<Vec<(usize, ModelEntry)>>, out: &mut Reporter<'_, '_>) -> Catalogue {
     let mut catalogue = Catalogue::default();
-    for (layer, content) in out.layers.iter().enumerate() {
-        let mut seen: HashMap<&str, usize> = HashMap::new();
-        for (index, entry) in &content.models {
+    for (layer, entries) in contents.into_iter().enumerate() {
+        let mut seen: HashMap<String, usize> = HashMap::with_capacity(entries.len());
+        for (index, entry) in entries {
             if entry.id.is_empty() {
                 continue; // The schema step has said so.
             }
-            let own_files = !entry.files.is_empty();
-            let merged = Merged { entry: entry.clone(), layer, index: *index, own_files, files_from: layer };
             if let Some(first) = seen.get(entry.id.as_str()) {
-                let at = merged.at("/id");
+                let at = At { layer, pointer: format!("/models/{index}/id") };
                 let related = At { layer, pointer: format!("/models/{first}/id") };
                 let message = format!("the id {:?} is taken by /models/{first}", entry.id);
                 out.say(
@@ -87,11 +86,13 @@ fn merge(out: &mut Reporter<'_, '_>) -> Catalogue {
                 );
                 continue;
             }
-            seen.insert(&entry.id, *index);
-            match catalogue.ids.get(&entry.id) {
+            seen.insert(entry.id.clone(), index);
+            let own_files = !entry.files.is_empty();
+            let merged = Merged { entry, layer, index, own_files, files_from: layer };
+            match catalogue.ids.get(&merged.entry.id) {
                 Some(place) => catalogue.models[*place] = merged,
                 None => {
-                    catalogue.ids.insert(entry.id.clone(), catalogue.models.len());
+                    catalogue.ids.insert(merged.entry.id.clone(), catalogue.models.len());
                     catalogue.models.push(merged);
                 }
             }
@@ -355,7 +356,7 @@ fn check_file(
         out.error(&at("/path"), (code, message, help));
         return;
     }
-    let shown = quoted(path);
+    let shown = Quoted(path);
     match parents.look(&out.layers[model.layer].raw.roots, path) {
         Found::File(size) => {
             if let Some(bytes) = file.bytes.filter(|bytes| *bytes != size) {

@@ -9,7 +9,7 @@ pub(crate) type Complaint = (&'static str, String, &'static str);
 /// registry written on one does not escape its folder on another.
 pub(crate) fn check_path(path: &str) -> Result<(), Complaint> {
     let escape = |message: String, help| Err(("path-escapes", message, help));
-    let shown = crate::schema::quoted(path);
+    let shown = crate::schema::Quoted(path);
     let bytes = path.as_bytes();
     if path.starts_with('/') || path.starts_with('~') {
         return escape(format!("{shown} is absolute"), "write it relative to the folder of this file");
@@ -38,7 +38,7 @@ pub(crate) fn check_path(path: &str) -> Result<(), Complaint> {
 
 /// Checks a URL: http or https, a host, no credentials.
 pub(crate) fn check_url(url: &str) -> Result<(), Complaint> {
-    let shown = crate::schema::quoted(url);
+    let shown = crate::schema::Quoted(url);
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let Some(rest) = rest else {
         return Err(("malformed-url", format!("{shown} is no http or https URL"), "start it with https://"));

@@ -115,10 +115,10 @@ impl Registry {
             }
         }
         let all_read = report.is_ok();
-        let layers: Vec<Layer<'_>> = raws.iter().map(|raw| Layer::read(raw, &mut report)).collect();
+        let mut layers: Vec<Layer<'_>> = raws.iter().map(|raw| Layer::read(raw, &mut report)).collect();
         // A layer that could not be read or parsed takes its models with it; what names them would all look wrong.
         if all_read && layers.iter().all(|layer| layer.node.is_some()) {
-            let catalogue = examine(&layers, sources.missing_files, &mut report);
+            let catalogue = examine(&mut layers, sources.missing_files, &mut report);
             if report.is_ok() {
                 return Ok(Self::build(&layers, catalogue, report));
             }

@@ -5,6 +5,7 @@
 //! resolves `$ref` inside the document only: there is no code that could fetch one.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -367,6 +368,13 @@ impl<'r, 'n> Checker<'r, 'n> {
 
     fn number(&mut self, node: &Node<'_>, text: &str, kind: Kind, rule: &'r Rule) -> bool {
         let value: f64 = text.parse().unwrap_or(f64::NAN);
+        let outside = !value.is_finite()
+            || rule.minimum.is_some_and(|low| value < low)
+            || rule.maximum.is_some_and(|high| value > high);
+        let broken = kind == Kind::Integer && value.fract() != 0.0;
+        if !outside && !broken {
+            return true;
+        }
         let range = match (rule.minimum, rule.maximum) {
             (Some(low), Some(high)) => format!("a number from {low} to {high}"),
             (Some(low), None) => format!("a number from {low}"),
@@ -375,20 +383,14 @@ impl<'r, 'n> Checker<'r, 'n> {
         };
         let shown = quoted(text);
         let shown = shown.trim_matches('"');
-        if !value.is_finite()
-            || rule.minimum.is_some_and(|low| value < low)
-            || rule.maximum.is_some_and(|high| value > high)
-        {
+        if outside {
             let help = describe(rule, &format!("write {range}"));
             self.find(node.start, "out-of-range", format!("{shown} is out of range"), help);
-            return false;
-        }
-        if kind == Kind::Integer && value.fract() != 0.0 {
+        } else {
             let help = describe(rule, &format!("write {range} without a fraction"));
             self.find(node.start, "not-an-integer", format!("{shown} is not a whole number"), help);
-            return false;
         }
-        true
+        false
     }
 }
 
@@ -418,12 +420,21 @@ fn expected(kind: Kind) -> &'static str {
     }
 }
 
-/// A text in quotes, cut after 80 characters.
-pub(crate) fn quoted(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((cut, _)) => format!("{:?}…", &text[..cut]),
-        None => format!("{text:?}"),
+/// A text in quotes, cut after 80 characters; written only when something is wrong with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Quoted<'t>(pub(crate) &'t str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(80) {
+            Some((cut, _)) => write!(f, "{:?}…", &self.0[..cut]),
+            None => write!(f, "{:?}", self.0),
+        }
     }
+}
+
+pub(crate) fn quoted(text: &str) -> String {
+    Quoted(text).to_string()
 }
 
 /// The nearest of `names`, if one is near: at most a third of the characters differ.

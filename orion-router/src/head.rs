@@ -86,8 +86,8 @@ impl HeadOptions {
 #[non_exhaustive]
 pub enum AbstainAt {
     /// Where accuracy in scope and rejections out of scope add up to the most, of the places that keep 96 % of the
-    /// right answers, if there are examples labelled [`OUT_OF_SCOPE`]; else the same with made-up nonsense in their
-    /// place, keeping 99.8 %; without either, where 99.8 % are kept.
+    /// right answers, if there are examples labelled [`OUT_OF_SCOPE`]; else where 99.8 % of them are kept, or lower if
+    /// made-up nonsense is still told apart there.
     #[default]
     Best,
     /// Where this share of prompts in scope is still answered, and rightly.
@@ -533,19 +533,24 @@ fn choose_threshold(scored: &Scored, made_up: &[f32], rule: AbstainAt) -> f32 {
         return f32::NEG_INFINITY;
     }
     let least = |share: f32, of: usize| ((share * of as f32).ceil() as usize).clamp(1, kept.len()) - 1;
-    let (foreign, share) =
-        if foreign.is_empty() { (descending(made_up.to_vec()), 0.998) } else { (descending(foreign), 0.96) };
     match rule {
         AbstainAt::Never => f32::NEG_INFINITY,
         AbstainAt::InScopeAccuracy(share) => kept[least(share, in_scope)],
-        AbstainAt::Best if foreign.is_empty() => kept[least(share, kept.len())],
+        AbstainAt::Best if foreign.is_empty() => {
+            // Half way between what is answered rightly and what means nothing, where there is room between them.
+            let lowest = kept[least(0.998, kept.len())];
+            let made_up = descending(made_up.to_vec());
+            let highest = made_up.get(made_up.len() / 32).copied().unwrap_or(lowest);
+            if highest < lowest { f32::midpoint(highest, lowest) } else { lowest }
+        }
         AbstainAt::Best => {
+            let foreign = descending(foreign);
             // Each right answer's score is a possible threshold; of equals the lowest, which rejects least.
             let sum = |at: usize| {
                 let accepted = foreign.partition_point(|&score| score >= kept[at]);
                 (at + 1) as f64 / in_scope as f64 - accepted as f64 / foreign.len() as f64
             };
-            let first = least(share, kept.len());
+            let first = least(0.96, kept.len());
             let at = (first..kept.len()).fold(first, |best, at| if sum(at) >= sum(best) { at } else { best });
             kept[at]
         }

@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use clap::Args;
 use orion::runtime::{ComputePool, EncoderOptions, Precision, SentenceEncoder};
 use orion::{Embedder, Error, Result};
@@ -7,12 +5,15 @@ use serde_json::json;
 
 use super::model::threads;
 use crate::output;
+use crate::source::FetchArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct Embed {
-    /// A directory with a sentence encoder, such as all-MiniLM-L6-v2
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// A sentence encoder such as all-MiniLM-L6-v2: an id of the registry, a folder, or a URL
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    #[command(flatten)]
+    fetch: FetchArgs,
     /// A text; repeat it to embed several in one batch
     #[arg(long, value_name = "TEXT", required = true)]
     text: Vec<String>,
@@ -29,7 +30,7 @@ pub(crate) struct Embed {
 
 impl Embed {
     pub(crate) fn run(&self) -> Result<()> {
-        let source = orion::loader::open(&self.model)?;
+        let source = self.fetch.open(&self.model)?;
         let precision = if self.int8 { Precision::Int8 } else { Precision::F32 };
         let options =
             EncoderOptions::default().precision(precision).pool(ComputePool::new(threads(self.threads))?);

@@ -13,7 +13,7 @@ const SHOWN: usize = 80;
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// A GGUF file, a safetensors file or index, a folder, or a URL of one of these
+    /// An id of the registry, a GGUF file, a safetensors file or index, a folder, or a URL of one of these
     #[arg(value_name = "MODEL")]
     model: String,
     #[command(flatten)]
