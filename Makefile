@@ -11,12 +11,21 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
+# Of the targets that write models.
+OUTPUT ?=
+LEVEL  ?= q4
+METHOD ?= linear
+SHARDS ?= 4
+# What the example- targets write.
+DEMO   := target/demo
+
+.PHONY: scorecard quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
 .PHONY: help run chat models models-gemma router-data build test test-unit test-references fuzz check lint lint-fix format doc deny bench bench-peers bench-parts router-head router-reach mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Use
 run: models ## Let a real model answer: make run PROMPT="…"
@@ -33,6 +42,38 @@ models-gemma: ## Fetch Gemma 3 270M (240 MB, once); the Gemma terms of use apply
 
 router-data: ## Take the router's data sets from a folder: make router-data FROM=DIR
 	$(PYTHON) scripts/router_data.py "$(FROM)"
+
+##@ Make models smaller
+quantize-model: ## Quantise: make quantize-model MODEL=IN OUTPUT=OUT.gguf [LEVEL=q4]
+	$(ORION) quantize "$(MODEL)" "$(OUTPUT)" --level $(LEVEL)
+
+merge-models: ## Merge: make merge-models MODELS="A B" RATIOS="0.6 0.4" OUTPUT=OUT [METHOD=linear]
+	$(ORION) merge "$(OUTPUT)" --models $(MODELS) --ratios $(RATIOS) --method $(METHOD)
+
+shard-model: ## Shard: make shard-model MODEL=IN OUTPUT=DIR [SHARDS=4]
+	$(ORION) shard "$(MODEL)" "$(OUTPUT)" --shards $(SHARDS) --pack
+
+optimize-model: ## Quantise, pack and shard: make optimize-model MODEL=IN OUTPUT=DIR [LEVEL=q4]
+	$(ORION) optimize "$(MODEL)" "$(OUTPUT)" --level $(LEVEL)
+
+example-quantize: models ## SmolLM2 as Q4_0, with perplexity and KL divergence
+	mkdir -p $(DEMO)
+	$(ORION) quantize "$(MODEL)" $(DEMO)/quantized.gguf --type Q4_0 --allow-requantize --force --verify benches/data/licences.txt
+
+example-merge: models ## SmolLM2 and its Q4_0 form, half and half
+	mkdir -p $(DEMO)
+	$(ORION) quantize "$(MODEL)" $(DEMO)/other.gguf --type Q4_0 --allow-requantize --force
+	$(ORION) merge $(DEMO)/merged.gguf --models "$(MODEL)" $(DEMO)/other.gguf --ratios 0.5 0.5 --method slerp --force
+
+example-optimize: models ## SmolLM2 as a packed shard set, then an answer from it
+	mkdir -p $(DEMO)
+	$(ORION) optimize "$(MODEL)" $(DEMO)/optimized --level q4 --allow-requantize --force --verify benches/data/licences.txt
+	$(ORION) generate --model $(DEMO)/optimized --prompt "$(PROMPT)"
+
+deploy-check: example-optimize ## Write a shard set, read it back whole, and compare it bit for bit
+	$(ORION) quantize "$(MODEL)" $(DEMO)/whole.gguf --level q4 --allow-requantize --force
+	$(ORION) unshard $(DEMO)/optimized $(DEMO)/again.gguf --force
+	cmp $(DEMO)/whole.gguf $(DEMO)/again.gguf && echo "the shard set holds every bit"
 
 ##@ Build and test
 build: ## Build everything, optimised
@@ -64,6 +105,11 @@ bench: models ## Tokens per second, load time and memory of MODEL
 bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns
 	$(CARGO) build --quiet --release -p orion-cli
 	$(PYTHON) scripts/bench_peers.py "$(MODEL)"
+
+scorecard: models ## The headline figures in one table: MODEL as halves, and optimised
+	$(CARGO) build --quiet --release -p orion-cli
+	mkdir -p $(DEMO)
+	$(PYTHON) scripts/scorecard.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO)
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512

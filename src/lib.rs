@@ -11,6 +11,7 @@ pub use first_responder::{Continues, FirstResponder, HandOver, Part, RelayEvent,
 pub use orion_formats as formats;
 pub use orion_loader as loader;
 pub use orion_logging as logging;
+pub use orion_pipeline as pipeline;
 pub use orion_registry as registry;
 pub use orion_resilience as resilience;
 pub use orion_router as router;

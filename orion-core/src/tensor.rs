@@ -107,6 +107,8 @@ pub enum TileLayout {
     /// Row after row, as ggml and safetensors store it.
     #[default]
     RowMajor,
+    /// Tiles of 16 rows, as the kernels of `orion-kernels` read them.
+    Tiles16,
 }
 
 /// One line of a tensor table.
@@ -197,6 +199,18 @@ impl TensorBytes {
         let len = (*owner).as_ref().len();
         assert!(range.start <= range.end && range.end <= len, "window {range:?} of {len} bytes");
         Self { owner, range }
+    }
+
+    /// A window into these bytes that shares them.
+    ///
+    /// # Panics
+    /// If `range` lies outside.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let len = self.range.len();
+        assert!(range.start <= range.end && range.end <= len, "window {range:?} of {len} bytes");
+        let start = self.range.start;
+        Self { owner: self.owner.clone(), range: start + range.start..start + range.end }
     }
 }
 

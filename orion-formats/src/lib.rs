@@ -15,4 +15,4 @@ mod shard_set;
 pub use looks_like::{LooksLike, looks_like};
 pub use reason::Reason;
 pub use shard_index::ShardIndex;
-pub use shard_set::{FileEntry, Shard, ShardSet, ShardTensor};
+pub use shard_set::{FileEntry, MANIFEST, Shard, ShardSet, ShardTensor};

@@ -10,6 +10,9 @@ use crate::reason::Reason;
 use crate::safetensors::{LONGEST_NAME, MOST_DIMS};
 use crate::shape;
 
+/// The manifest's file name.
+pub const MANIFEST: &str = "orion-manifest.json";
+
 const FORMAT: &str = "orion-shard-set";
 const VERSION: u32 = 1;
 const MOST_SHARDS: usize = 1 << 16;
@@ -258,7 +261,8 @@ struct RawTensor {
 }
 
 /// The layouts by the names they have in manifests.
-const LAYOUTS: &[(TileLayout, &str)] = &[(TileLayout::RowMajor, "row_major")];
+const LAYOUTS: &[(TileLayout, &str)] =
+    &[(TileLayout::RowMajor, "row_major"), (TileLayout::Tiles16, "tiles16")];
 const MODEL_FORMATS: &[(ModelFormat, &str)] =
     &[(ModelFormat::Gguf, "gguf"), (ModelFormat::Safetensors, "safetensors")];
 

@@ -92,6 +92,12 @@ impl<T: Plain> DerefMut for AlignedBuf<T> {
     }
 }
 
+impl AsRef<[u8]> for AlignedBuf<u8> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl<T> fmt::Debug for AlignedBuf<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AlignedBuf({} values)", self.len)

@@ -26,4 +26,4 @@ pub use isa::{Avx2, Isa};
 pub use linear::{LinearScratch, linear};
 pub use math::{Activation, activate_rows, layer_norm, rms_norm, soft_cap, top_k};
 pub use pool::{ComputePool, Region};
-pub use tiles::{PackedMatrix, Packer, Panel, TILE_ROWS};
+pub use tiles::{PackedMatrix, Packer, Panel, TILE_ROWS, row_major};

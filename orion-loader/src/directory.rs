@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use orion_core::{Error, ErrorKind, Result};
+use orion_formats::MANIFEST;
 use orion_formats::gguf::SplitName;
 
 use crate::open::INDEX;
-use crate::shards::MANIFEST;
 
 /// The one file to open: the manifest of a shard set, the index, the one safetensors file, the one GGUF file or the first part of the one split.
 pub(crate) fn model_in(directory: &Path) -> Result<PathBuf> {

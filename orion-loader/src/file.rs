@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use orion_core::{Error, ErrorKind, ModelHeader, Result, TensorBytes, WeightSource};
 use orion_formats::Reason;
@@ -98,6 +98,20 @@ impl OpenFile {
                 .about(self.subject()),
             _ => self.io(error),
         })
+    }
+
+    /// The bytes of a range, the first of them on a cache line.
+    pub(crate) fn aligned(&self, offset: u64, bytes: u64) -> Result<TensorBytes> {
+        const LINE: usize = 64;
+        let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
+        let mut data: Vec<u8> = Vec::new();
+        data.try_reserve_exact(len + LINE).map_err(|error| {
+            Error::new(ErrorKind::OutOfMemory, format!("needs {len} bytes")).with_source(error)
+        })?;
+        let skip = data.as_ptr().addr().wrapping_neg() % LINE;
+        data.resize(skip + len, 0);
+        self.fill(offset, &mut data[skip..])?;
+        Ok(TensorBytes::shared(Arc::new(data), skip..skip + len))
     }
 }
 

@@ -31,5 +31,5 @@ pub use loader::{Loader, Prefetch};
 pub use memory::MemorySource;
 pub use open::open;
 pub use options::LoaderOptions;
+pub use orion_formats::MANIFEST;
 pub use progress::{Phase, Progress};
-pub use shards::MANIFEST;

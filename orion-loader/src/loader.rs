@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use orion_core::{CancelToken, Error, ErrorKind, MetaValue, Result, WeightSource};
 use orion_formats::gguf::{self, GgufHeader, SplitName};
 use orion_formats::safetensors::{self, SafetensorsHeader};
-use orion_formats::{Reason, ShardIndex, ShardSet};
+use orion_formats::{MANIFEST, Reason, ShardIndex, ShardSet};
 
 use crate::arriving::Arriving;
 use crate::cache::Cache;
@@ -19,7 +19,7 @@ use crate::idle::{Foreground, warm};
 use crate::open::{LONGEST_INDEX, files_of, open_local};
 use crate::options::LoaderOptions;
 use crate::remote::{Arrivals, Known, RemoteSource};
-use crate::shards::{LONGEST_SIDE_FILE, MANIFEST, set_digest};
+use crate::shards::{LONGEST_SIDE_FILE, set_digest};
 use crate::side_files::SIDE_FILES;
 use crate::window::Window;
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use orion_core::{Error, ErrorKind, Result, WeightSource};
 use orion_formats::gguf::{self, SplitName};
-use orion_formats::{Reason, ShardIndex, looks_like, safetensors};
+use orion_formats::{MANIFEST, Reason, ShardIndex, looks_like, safetensors};
 
 use crate::cache::Cache;
 use crate::directory::model_in;
 use crate::file::{FileSource, OpenFile};
-use crate::shards::{MANIFEST, ShardSource};
+use crate::shards::ShardSource;
 use crate::side_files;
 
 /// The index of a sharded safetensors model.

@@ -15,9 +15,6 @@ use crate::memory::no_tensor;
 use crate::open::{LONGEST_INDEX, inside, parent};
 use crate::rows;
 
-/// The manifest of a shard set.
-pub const MANIFEST: &str = "orion-shards.json";
-
 /// Most bytes of a side file or of the metadata.
 pub(crate) const LONGEST_SIDE_FILE: u64 = 256 << 20;
 
@@ -108,9 +105,9 @@ impl WeightSource for ShardSource {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
         let read = || {
             self.verify(info.file, &(info.offset..info.offset + info.bytes))?;
-            self.files[info.file].range(info.offset, info.bytes)
+            self.files[info.file].aligned(info.offset, info.bytes)
         };
-        read().map(TensorBytes::from).map_err(|error| error.about(format!("tensor {}", info.name)))
+        read().map_err(|error| error.about(format!("tensor {}", info.name)))
     }
 
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {

@@ -14,6 +14,8 @@ pub(crate) const SIDE_FILES: &[(&str, u64)] = &[
     ("tokenizer_config.json", 16 << 20),
     ("special_tokens_map.json", 4 << 20),
     ("chat_template.jinja", 4 << 20),
+    // A low-rank adapter says what it is.
+    ("adapter_config.json", 4 << 20),
     // What sentence-transformers adds: how token vectors become one.
     ("modules.json", 1 << 20),
     ("sentence_bert_config.json", 1 << 20),

@@ -514,7 +514,7 @@ fn a_shard_set_arrives_chunk_by_chunk_and_bad_chunks_come_again() {
     let json = set.to_json().unwrap();
     let flipped = Arc::new(AtomicBool::new(false));
     let server = Server::start(move |request, _, stream| match request.path.as_str() {
-        "/orion-shards.json" => good(request, stream, json.as_bytes()),
+        "/orion-manifest.json" => good(request, stream, json.as_bytes()),
         "/config.json" => good(request, stream, b"{}"),
         "/s0.bin" if !flipped.swap(true, Ordering::SeqCst) => {
             // One bit of the second chunk is wrong, once.
@@ -531,7 +531,7 @@ fn a_shard_set_arrives_chunk_by_chunk_and_bad_chunks_come_again() {
     let heard = Arc::clone(&events);
     let options = bench.options().on_progress(move |progress| heard.lock().unwrap().push(progress.clone()));
     let loader = Loader::new(options).unwrap();
-    let url = format!("{}/orion-shards.json", server.url);
+    let url = format!("{}/orion-manifest.json", server.url);
     let source = loader.open(&url).unwrap();
     assert_eq!(all(&source), [0, 1, 2, 3]);
     assert_eq!(source.header().side_text("config.json").unwrap(), Some("{}"));
@@ -559,7 +559,7 @@ fn a_local_shard_set_is_verified_once() {
     let (bench, set_directory) = (Bench::new(), TempDir::new().unwrap());
     let (set, shards) = shard_set();
     let at = |name: &str| set_directory.path().join(name);
-    fs::write(at("orion-shards.json"), set.to_json().unwrap()).unwrap();
+    fs::write(at("orion-manifest.json"), set.to_json().unwrap()).unwrap();
     fs::write(at("config.json"), b"{}").unwrap();
     shards
         .iter()
@@ -612,12 +612,12 @@ fn a_shard_that_is_wrong_for_good_is_an_error() {
     shards[1][3] ^= 1;
     let json = set.to_json().unwrap();
     let server = Server::start(move |request, _, stream| match request.path.as_str() {
-        "/orion-shards.json" => good(request, stream, json.as_bytes()),
+        "/orion-manifest.json" => good(request, stream, json.as_bytes()),
         "/config.json" => good(request, stream, b"{}"),
         "/s0.bin" => good(request, stream, &shards[0]),
         _ => good(request, stream, &shards[1]),
     });
-    let source = bench.loader().open(&format!("{}/orion-shards.json", server.url)).unwrap();
+    let source = bench.loader().open(&format!("{}/orion-manifest.json", server.url)).unwrap();
     assert_eq!(source.tensor(1).unwrap()[0], 1);
     assert_eq!(Reason::of(&source.tensor(2).unwrap_err()), Some(Reason::HashMismatch));
     bench.check_blobs();

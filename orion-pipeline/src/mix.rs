@@ -86,6 +86,51 @@ impl FileType {
     }
 }
 
+/// A good choice for so many bits, whatever a model's rows divide into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Level {
+    /// About 4.5 to 5 bits: hard to tell from the original.
+    Q4,
+    /// About 3.5 to 4.5 bits.
+    Q3,
+    /// About 2.5 to 3.5 bits, where rows allow it.
+    Q2,
+}
+
+impl Level {
+    /// The level of that name: `q4`, `q3` or `q2`.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) with the names that are known.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "q4" => Ok(Self::Q4),
+            "q3" => Ok(Self::Q3),
+            "q2" => Ok(Self::Q2),
+            other => Err(Error::invalid(format!("no level {other:?}; known: q4, q3, q2"))),
+        }
+    }
+
+    /// The recipe for these tensors: K-quants if most weights stand in rows that divide into their blocks of 256,
+    /// otherwise types with blocks of 32, since substitutes would be larger than what was asked for.
+    #[must_use]
+    pub fn file_type(self, tensors: &[TensorInfo]) -> FileType {
+        let (mut fitting, mut all) = (0, 0);
+        for tensor in tensors.iter().filter(|tensor| is_quantisable(tensor)) {
+            all += tensor.elements();
+            fitting += if columns(tensor).is_multiple_of(256) { tensor.elements() } else { 0 };
+        }
+        match (self, 2 * fitting >= all) {
+            (Self::Q4, true) => FileType::Q4Km,
+            (Self::Q3, true) => FileType::Q3Km,
+            (Self::Q2, true) => FileType::Q2K,
+            (Self::Q4, false) => FileType::Q4_1,
+            (Self::Q3 | Self::Q2, false) => FileType::Q4_0,
+        }
+    }
+}
+
 /// What the choice of types depends on besides the tensors' names and shapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -186,7 +231,7 @@ impl Part {
 }
 
 /// Whether a tensor is one that quantisers touch: a matrix of weights that is neither a norm nor a small table.
-fn is_quantisable(tensor: &TensorInfo) -> bool {
+pub(crate) fn is_quantisable(tensor: &TensorInfo) -> bool {
     const LEFT_ALONE: [&str; 14] = [
         "_norm.weight",
         "ffn_gate_inp.weight",
@@ -258,7 +303,7 @@ fn columns(tensor: &TensorInfo) -> u64 {
 }
 
 /// The type, or its substitute for rows that do not divide into its blocks.
-fn fitting(wanted: TensorType, columns: u64) -> TensorType {
+pub(crate) fn fitting(wanted: TensorType, columns: u64) -> TensorType {
     use TensorType as T;
     let fits = |ty: T| columns.is_multiple_of(ty.block_len() as u64);
     if fits(wanted) {

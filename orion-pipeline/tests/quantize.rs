@@ -46,7 +46,8 @@ fn the_file_holds_the_blocks_of_the_reference_quantiser() {
     let path = directory.path().join("out.gguf");
     let x = numbers(300 * 256);
     let mut options = QuantizeOptions::new(FileType::Q4Km);
-    options.imatrix.insert("blk.1.attn_q.weight".into(), (0..512).map(|i| 1.0 + (i / 100) as f32).collect());
+    let importances: Vec<f32> = (0..512).map(|i| 1.0 + (i / 100) as f32).collect();
+    options.imatrix.insert("blk.1.attn_q.weight", importances.clone());
     let report = quantize(&*model(&x), &path, &options).unwrap();
 
     let source = orion_loader::open(&path).unwrap();
@@ -62,7 +63,7 @@ fn the_file_holds_the_blocks_of_the_reference_quantiser() {
     encode(TensorType::Q6K, &x, 256, None, &mut expected).unwrap();
     assert!(*source.tensor(2).unwrap() == *expected);
     // Each of the stacked matrices has importances of its own.
-    let (stack, imatrix) = (numbers(6 * 256), &options.imatrix["blk.1.attn_q.weight"]);
+    let (stack, imatrix) = (numbers(6 * 256), &importances);
     let mut expected = Vec::new();
     for (x, imatrix) in stack.chunks(3 * 256).zip(imatrix.chunks(256)) {
         encode(TensorType::Q4K, x, 256, Some(imatrix), &mut expected).unwrap();
@@ -131,7 +132,7 @@ fn a_refusal_names_the_tensor_and_leaves_nothing() {
     assert!(message.contains("blk.0.attn_v.weight") && message.contains("NaN"), "{message}");
 
     let mut wrong = options.clone();
-    wrong.imatrix.insert("blk.0.attn_v.weight".into(), vec![1.0; 255]);
+    wrong.imatrix.insert("blk.0.attn_v.weight", vec![1.0; 255]);
     let message = refusal(&*model(&good), &wrong);
     assert!(message.contains("blk.0.attn_v.weight") && message.contains("255 importances"), "{message}");
 

@@ -275,7 +275,16 @@ fn agents_of_the_registry_across_folds() {
         ("words and letters".to_owned(), GramOptions::with_letters(), 3e-4),
     ];
     if grid {
-        for (letters, weight, reg, words) in [((3, 5), 1.2, 3e-4, 2), ((3, 5), 0.8, 1e-3, 2), ((3, 5), 1.2, 1e-3, 2), ((3, 5), 0.8, 3e-3, 2), ((2, 4), 0.8, 1e-3, 2), ((3, 6), 1.0, 1e-3, 1), ((3, 5), 2.0, 1e-3, 2), ((3,5), 1.2, 3e-3, 3)] {
+        for (letters, weight, reg, words) in [
+            ((3, 5), 1.2, 3e-4, 2),
+            ((3, 5), 0.8, 1e-3, 2),
+            ((3, 5), 1.2, 1e-3, 2),
+            ((3, 5), 0.8, 3e-3, 2),
+            ((2, 4), 0.8, 1e-3, 2),
+            ((3, 6), 1.0, 1e-3, 1),
+            ((3, 5), 2.0, 1e-3, 2),
+            ((3, 5), 1.2, 3e-3, 3),
+        ] {
             let mut grams = GramOptions::with_letters();
             grams.letters = letters;
             grams.weight = weight;

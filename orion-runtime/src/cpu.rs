@@ -192,18 +192,24 @@ impl Drop for Cpu {
     }
 }
 
-/// Packs consecutive rows of a stored matrix. Types without kernels of their own become halves.
+/// Consecutive rows of a stored matrix, packed; tiles that are stored are used as they are. Types without kernels of
+/// their own become halves.
 fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) -> Result<PackedMatrix> {
     let info = &source.header().tensors[reference.tensor];
-    let whole = info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes);
-    if whole && info.layout == TileLayout::RowMajor && PackedMatrix::supports(info.ty) {
-        let mut packer = Packer::new(info.ty, reference.rows, reference.cols)?;
-        source.read(reference.tensor, packer.piece(), &mut |bytes| packer.push(pool, bytes))?;
-        return packer.finish().map_err(|error| error.about(format!("tensor {}", info.name)));
+    let about = |error: Error| error.about(format!("tensor {}", info.name));
+    if PackedMatrix::supports(info.ty) {
+        let whole = info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes);
+        if whole && info.layout == TileLayout::RowMajor {
+            let mut packer = Packer::new(info.ty, reference.rows, reference.cols).map_err(about)?;
+            source.read(reference.tensor, packer.piece(), &mut |bytes| packer.push(pool, bytes))?;
+            return packer.finish().map_err(about);
+        }
+        let bytes = source.tensor(reference.tensor).map_err(about)?;
+        let rows = reference.first_row..reference.first_row + reference.rows;
+        return PackedMatrix::from_tensor(pool, info, &bytes, rows).map_err(about);
     }
     let (ty, bytes, range) = load::row_bytes(source, reference)?;
-    pack_bytes(pool, ty, [reference.rows, reference.cols], &bytes[range])
-        .map_err(|error| error.about(format!("tensor {}", source.header().tensors[reference.tensor].name)))
+    pack_bytes(pool, ty, [reference.rows, reference.cols], &bytes[range]).map_err(about)
 }
 
 pub(crate) fn pack_bytes(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use orion_core::{Error, ErrorKind, Result, TensorType, WeightSource};
-use orion_kernels::dequantize;
+use orion_kernels::{dequantize, row_major};
 
 use crate::slot::{Arrivals, Slot};
 use crate::weights::{Layer, MatrixRef, VectorRef, WeightTable};
@@ -91,7 +91,7 @@ pub(crate) fn row_bytes(
     let about = |error: Error| error.about(format!("tensor {}", info.name));
     let row = usize::try_from(info.ty.bytes_of(reference.cols as u64).unwrap_or(u64::MAX))
         .map_err(|_| about(Error::corrupt("rows are no whole number of blocks")))?;
-    let bytes = source.tensor(reference.tensor).map_err(about)?;
+    let bytes = source.tensor(reference.tensor).and_then(|bytes| row_major(info, &bytes)).map_err(about)?;
     let range = (reference.first_row * row)..((reference.first_row + reference.rows) * row);
     if range.end > bytes.len() {
         return Err(about(Error::corrupt(format!("{} bytes, rows end at {}", bytes.len(), range.end))));
@@ -110,8 +110,8 @@ pub(crate) fn matrix_f32(source: &dyn WeightSource, reference: &MatrixRef) -> Re
 /// A vector as 32-bit floats.
 pub(crate) fn vector_f32(source: &dyn WeightSource, reference: &VectorRef) -> Result<Vec<f32>> {
     let info = &source.header().tensors[reference.tensor];
-    let bytes =
-        source.tensor(reference.tensor).map_err(|error| error.about(format!("tensor {}", info.name)))?;
+    let about = |error: Error| error.about(format!("tensor {}", info.name));
+    let bytes = source.tensor(reference.tensor).and_then(|bytes| row_major(info, &bytes)).map_err(about)?;
     let width = info.ty.block_bytes();
     let range = (reference.first * width)..((reference.first + reference.len) * width);
     let stored = bytes.get(range).ok_or_else(|| Error::corrupt("is too short").about(info.name.clone()))?;

@@ -3,17 +3,26 @@
 mod bench;
 mod cache;
 mod chat;
+mod convert;
 mod embed;
 mod eval;
 mod generate;
 mod inspect;
 mod logits;
+mod merge;
 mod model;
+mod optimize;
 mod pull;
+mod quantize;
+mod recipe;
 mod registry;
 mod route;
 mod router;
+mod shard;
 mod tokenize;
+mod unshard;
+mod verify;
+mod work;
 
 use std::process::ExitCode;
 
@@ -38,6 +47,18 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
+    /// Make a model smaller
+    Quantize(quantize::Quantize),
+    /// Turn safetensors into GGUF, or GGUF into safetensors
+    Convert(convert::Convert),
+    /// Quantise, pack and shard a model in one pass
+    Optimize(optimize::Optimize),
+    /// Make one model of several
+    Merge(merge::Merge),
+    /// Cut a model into shards
+    Shard(shard::Shard),
+    /// Put a sharded model together
+    Unshard(unshard::Unshard),
     /// Fetch a model into the cache
     Pull(pull::Pull),
     /// List, verify or clean what was fetched
@@ -61,6 +82,12 @@ impl Command {
             Self::Logits(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Quantize(command) => command.run(),
+            Self::Convert(command) => command.run(),
+            Self::Optimize(command) => command.run(),
+            Self::Merge(command) => command.run(),
+            Self::Shard(command) => command.run(),
+            Self::Unshard(command) => command.run(),
             Self::Pull(command) => command.run(),
             Self::Cache(command) => command.run(),
             Self::Registry(command) => return command.run(),

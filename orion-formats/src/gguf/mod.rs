@@ -10,7 +10,7 @@ mod write;
 
 pub use parse::{GgufHeader, parse, read_header};
 pub use split::{SplitName, join};
-pub use write::{GgufWriter, TensorSpec};
+pub use write::{GgufWriter, TensorSpec, file_bytes};
 
 /// The first bytes of every file.
 pub const MAGIC: &[u8; 4] = b"GGUF";

@@ -56,28 +56,9 @@ impl<W: Write> GgufWriter<W> {
     /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) for names, shapes or values the format cannot hold or a
     /// reader would refuse, and whatever `out` reports.
     pub fn start(out: W, metadata: &BTreeMap<String, MetaValue>, tensors: &[TensorSpec]) -> Result<Self> {
-        let alignment = match metadata.get(ALIGNMENT_KEY) {
-            None => DEFAULT_ALIGNMENT,
-            Some(&MetaValue::U32(value)) if is_alignment(value.into()) => value.into(),
-            Some(_) => return Err(Error::invalid("must be a u32 and a power of two").about(ALIGNMENT_KEY)),
-        };
-        let mut header = Vec::new();
-        header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&3u32.to_le_bytes());
-        header.extend_from_slice(&(tensors.len() as u64).to_le_bytes());
-        header.extend_from_slice(&(metadata.len() as u64).to_le_bytes());
-        for (key, value) in metadata {
-            if key.is_empty() || key.len() > usize::from(u16::MAX) || key.chars().any(char::is_control) {
-                return Err(Error::invalid("not a metadata key").about(format!("key {}", shown(key))));
-            }
-            put_bytes(&mut header, key.as_bytes());
-            put_value(&mut header, value).map_err(|error| error.about(format!("key {}", shown(key))))?;
-        }
-        let mut due = table(&mut header, tensors, alignment)?;
-        due.reverse();
-        header.resize(header.len().next_multiple_of(usize_of(alignment)), 0);
+        let Header { bytes, alignment, due } = header(metadata, tensors)?;
         let mut writer = Self { out, alignment, due };
-        writer.put(&header)?;
+        writer.put(&bytes)?;
         Ok(writer)
     }
 
@@ -114,6 +95,48 @@ impl<W: Write> GgufWriter<W> {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).map_err(|error| Error::io(error, "GGUF file"))
     }
+}
+
+/// What a file begins with.
+struct Header {
+    bytes: Vec<u8>,
+    alignment: u64,
+    /// Name and length of the tensors to come, the next one last.
+    due: Vec<(String, u64)>,
+}
+
+fn header(metadata: &BTreeMap<String, MetaValue>, tensors: &[TensorSpec]) -> Result<Header> {
+    let alignment = match metadata.get(ALIGNMENT_KEY) {
+        None => DEFAULT_ALIGNMENT,
+        Some(&MetaValue::U32(value)) if is_alignment(value.into()) => value.into(),
+        Some(_) => return Err(Error::invalid("must be a u32 and a power of two").about(ALIGNMENT_KEY)),
+    };
+    let mut header = Vec::new();
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&3u32.to_le_bytes());
+    header.extend_from_slice(&(tensors.len() as u64).to_le_bytes());
+    header.extend_from_slice(&(metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        if key.is_empty() || key.len() > usize::from(u16::MAX) || key.chars().any(char::is_control) {
+            return Err(Error::invalid("not a metadata key").about(format!("key {}", shown(key))));
+        }
+        put_bytes(&mut header, key.as_bytes());
+        put_value(&mut header, value).map_err(|error| error.about(format!("key {}", shown(key))))?;
+    }
+    let mut due = table(&mut header, tensors, alignment)?;
+    due.reverse();
+    header.resize(header.len().next_multiple_of(usize_of(alignment)), 0);
+    Ok(Header { bytes: header, alignment, due })
+}
+
+/// Length of the file that a [`GgufWriter`] writes.
+///
+/// # Errors
+/// As [`GgufWriter::start`].
+pub fn file_bytes(metadata: &BTreeMap<String, MetaValue>, tensors: &[TensorSpec]) -> Result<u64> {
+    let Header { bytes, alignment, due } = header(metadata, tensors)?;
+    let data = due.iter().map(|(_, bytes)| bytes.next_multiple_of(alignment)).sum::<u64>();
+    Ok(bytes.len() as u64 + data)
 }
 
 fn usize_of(small: u64) -> usize {

@@ -8,7 +8,7 @@ mod write;
 
 pub use ::safetensors::Dtype;
 pub use parse::{SafetensorsHeader, TensorEntry, parse, read_header};
-pub use write::{SafetensorsWriter, TensorSpec};
+pub use write::{SafetensorsWriter, TensorSpec, data_offset};
 
 /// Longest tensor name in bytes.
 pub(crate) const LONGEST_NAME: usize = 1024;

@@ -74,38 +74,8 @@ impl<W: Write> SafetensorsWriter<W> {
     /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) for names or shapes a reader would refuse, and whatever
     /// `out` reports.
     pub fn start(out: W, metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Result<Self> {
-        let mut entries = Vec::with_capacity(tensors.len() + 1);
-        if !metadata.is_empty() {
-            entries.push(format!("\"{METADATA_KEY}\":{}", json!(metadata)));
-        }
-        let mut names = HashSet::new();
-        let mut due = Vec::with_capacity(tensors.len());
-        let mut offset = 0u64;
-        for tensor in tensors {
-            check_tensor_name(&tensor.name, LONGEST_NAME)
-                .map_err(|error| Error::invalid(error.to_string()).with_source(error))?;
-            if !names.insert(tensor.name.as_str()) || tensor.name == METADATA_KEY {
-                return Err(Error::invalid("appears twice or is reserved")
-                    .about(format!("tensor {}", shown(&tensor.name))));
-            }
-            let bytes = tensor.bytes()?;
-            let end = offset
-                .checked_add(bytes)
-                .ok_or_else(|| Error::invalid("the file would exceed 2^64 bytes"))?;
-            entries.push(format!(
-                "{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{offset},{end}]}}",
-                json!(tensor.name),
-                tensor.dtype,
-                json!(tensor.shape),
-            ));
-            due.push((tensor.name.clone(), bytes));
-            offset = end;
-        }
-        due.reverse();
-        let mut header = format!("{{{}}}", entries.join(",")).into_bytes();
-        header.resize((8 + header.len()).next_multiple_of(ALIGNMENT) - 8, b' ');
+        let (header, due) = header(metadata, tensors)?;
         let mut writer = Self { out, due };
-        writer.put(&(header.len() as u64).to_le_bytes())?;
         writer.put(&header)?;
         Ok(writer)
     }
@@ -141,4 +111,50 @@ impl<W: Write> SafetensorsWriter<W> {
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).map_err(|error| Error::io(error, "safetensors file"))
     }
+}
+
+/// Bytes before the first tensor's data: what a file of these tensors begins with.
+///
+/// # Errors
+/// As [`SafetensorsWriter::start`].
+pub fn data_offset(metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Result<u64> {
+    header(metadata, tensors).map(|(header, _)| header.len() as u64)
+}
+
+/// Name and length of tensors still to come, the next one last.
+type Due = Vec<(String, u64)>;
+
+/// Length and JSON, padded, and what is to follow.
+fn header(metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Result<(Vec<u8>, Due)> {
+    let mut entries = Vec::with_capacity(tensors.len() + 1);
+    if !metadata.is_empty() {
+        entries.push(format!("\"{METADATA_KEY}\":{}", json!(metadata)));
+    }
+    let mut names = HashSet::new();
+    let mut due = Vec::with_capacity(tensors.len());
+    let mut offset = 0u64;
+    for tensor in tensors {
+        check_tensor_name(&tensor.name, LONGEST_NAME)
+            .map_err(|error| Error::invalid(error.to_string()).with_source(error))?;
+        if !names.insert(tensor.name.as_str()) || tensor.name == METADATA_KEY {
+            return Err(Error::invalid("appears twice or is reserved")
+                .about(format!("tensor {}", shown(&tensor.name))));
+        }
+        let bytes = tensor.bytes()?;
+        let end =
+            offset.checked_add(bytes).ok_or_else(|| Error::invalid("the file would exceed 2^64 bytes"))?;
+        entries.push(format!(
+            "{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{offset},{end}]}}",
+            json!(tensor.name),
+            tensor.dtype,
+            json!(tensor.shape),
+        ));
+        due.push((tensor.name.clone(), bytes));
+        offset = end;
+    }
+    due.reverse();
+    let mut header = format!("{{{}}}", entries.join(",")).into_bytes();
+    header.resize((8 + header.len()).next_multiple_of(ALIGNMENT) - 8, b' ');
+    header.splice(0..0, (header.len() as u64).to_le_bytes());
+    Ok((header, due))
 }

@@ -8,12 +8,14 @@
 //! Q3_K take a byte each (2.3 to 3.6 % more).
 
 mod pack;
+mod restore;
 mod unpack;
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
-use orion_core::{Error, Result, TensorBytes, TensorType};
+use orion_core::{Error, Result, TensorBytes, TensorInfo, TensorType, TileLayout};
 
 use crate::aligned::AlignedBuf;
 use crate::isa::Isa;
@@ -143,6 +145,47 @@ impl PackedMatrix {
         Ok(Self { ty, shape, rows, cols, tile_bytes, data: Storage::Shared(bytes) })
     }
 
+    /// The matrix in the tensor's bytes, in whichever layout the tensor has: tiles are taken as they are, copied only
+    /// if they do not start on a cache line; rows are packed.
+    ///
+    /// `rows` are the rows of the tensor that make up the matrix.
+    ///
+    /// # Errors
+    /// As [`pack`](Self::pack) and [`from_packed`](Self::from_packed).
+    pub fn from_tensor(
+        pool: &ComputePool,
+        info: &TensorInfo,
+        bytes: &TensorBytes,
+        rows: Range<usize>,
+    ) -> Result<Self> {
+        let (all, cols) = rows_and_columns(info)?;
+        if rows.start > rows.end || rows.end > all {
+            return Err(Error::corrupt(format!("rows {rows:?} of {all}")));
+        }
+        let (_, tile_bytes) = Self::geometry(info.ty, cols)?;
+        let whole_tiles =
+            rows.start.is_multiple_of(TILE_ROWS) && (rows.end.is_multiple_of(TILE_ROWS) || rows.end == all);
+        if info.layout == TileLayout::Tiles16
+            && whole_tiles
+            && bytes.len() == Self::packed_bytes(info.ty, all, cols)?
+        {
+            let range = rows.start / TILE_ROWS * tile_bytes..rows.end.div_ceil(TILE_ROWS) * tile_bytes;
+            let mut tiles = bytes.slice(range);
+            if !tiles.as_ptr().addr().is_multiple_of(64) {
+                let mut aligned = AlignedBuf::<u8>::zeroed(tiles.len());
+                aligned.copy_from_slice(&tiles);
+                let len = aligned.len();
+                tiles = TensorBytes::shared(Arc::new(aligned), 0..len);
+            }
+            return Self::from_packed(info.ty, rows.len(), cols, tiles);
+        }
+        let bytes = row_major(info, bytes)?;
+        let row_bytes = cols / info.ty.block_len() * info.ty.block_bytes();
+        let range = rows.start * row_bytes..rows.end * row_bytes;
+        let bytes = bytes.get(range).ok_or_else(|| Error::corrupt("is shorter than its shape says"))?;
+        Self::pack(pool, info.ty, rows.len(), cols, bytes)
+    }
+
     /// The type whose quants and scales it holds.
     #[must_use]
     pub fn ty(&self) -> TensorType {
@@ -172,6 +215,18 @@ impl PackedMatrix {
     pub fn as_bytes(&self) -> &[u8] {
         match &self.data {
             Storage::Owned(data) => data,
+            Storage::Shared(data) => data,
+        }
+    }
+
+    /// [`as_bytes`](Self::as_bytes), shared.
+    #[must_use]
+    pub fn into_bytes(self) -> TensorBytes {
+        match self.data {
+            Storage::Owned(data) => {
+                let len = data.len();
+                TensorBytes::shared(data, 0..len)
+            }
             Storage::Shared(data) => data,
         }
     }
@@ -290,6 +345,50 @@ impl fmt::Debug for Packer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Packer({:?}, {} bytes taken)", self.matrix, self.taken)
     }
+}
+
+/// Rows and columns of a tensor seen as one matrix.
+fn rows_and_columns(info: &TensorInfo) -> Result<(usize, usize)> {
+    let overflow = || Error::corrupt("shape exceeds the address space");
+    let cols = usize::try_from(info.shape.last().copied().unwrap_or(1)).map_err(|_| overflow())?;
+    let rows = info
+        .shape
+        .iter()
+        .rev()
+        .skip(1)
+        .try_fold(1usize, |rows, &dim| usize::try_from(dim).ok().and_then(|dim| rows.checked_mul(dim)));
+    Ok((rows.ok_or_else(overflow)?, cols))
+}
+
+/// The bytes of a tensor, row after row: as they are, or restored from tiles bit for bit.
+///
+/// # Errors
+/// [`Corrupt`](orion_core::ErrorKind::Corrupt) if tiles have another length than shape and type ask for,
+/// [`Unsupported`](orion_core::ErrorKind::Unsupported) for a layout or type that is never packed.
+pub fn row_major(info: &TensorInfo, bytes: &TensorBytes) -> Result<TensorBytes> {
+    match info.layout {
+        TileLayout::RowMajor => return Ok(bytes.clone()),
+        TileLayout::Tiles16 => {}
+        other => return Err(Error::unsupported(format!("layout {other:?} is not read"))),
+    }
+    let (rows, cols) = rows_and_columns(info)?;
+    let (_, tile_bytes) = PackedMatrix::geometry(info.ty, cols)?;
+    let total = PackedMatrix::packed_bytes(info.ty, rows, cols)?;
+    if bytes.len() != total {
+        return Err(Error::corrupt(format!(
+            "a packed {} matrix of {rows} x {cols} takes {total} bytes, got {}",
+            info.ty,
+            bytes.len()
+        )));
+    }
+    let row_bytes = cols / info.ty.block_len() * info.ty.block_bytes();
+    let mut out = vec![0; rows * row_bytes];
+    if row_bytes > 0 {
+        for (tile, rows) in bytes.chunks(tile_bytes).zip(out.chunks_mut(row_bytes * TILE_ROWS)) {
+            restore::restore_tile(info.ty, row_bytes, tile, rows);
+        }
+    }
+    Ok(out.into())
 }
 
 impl fmt::Debug for PackedMatrix {

@@ -75,7 +75,7 @@ impl<'a> Reader<'a> {
         let about = |error: Error| error.about(format!("tensor {name}"));
         let at = self.find(name, shape)?;
         let info = &self.source.header().tensors[at];
-        let bytes = self.source.tensor(at)?;
+        let bytes = orion_kernels::row_major(info, &self.source.tensor(at)?).map_err(about)?;
         let elements: usize = shape.iter().product();
         if info.ty.bytes_of(elements as u64) != Some(bytes.len() as u64) {
             return Err(about(Error::corrupt(format!("{} bytes do not fit its shape", bytes.len()))));
