@@ -11,7 +11,7 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references fuzz check lint lint-fix format doc deny bench bench-peers bench-parts router-head router-reach mutants eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-parts bench-engine router-head router-reach mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -51,6 +51,11 @@ test-references: models models-gemma ## Tests that need more files: Gemma, and t
 	$(CARGO) test --release -p orion-runtime --test vocabs
 	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
+examples: models ## Run every example that runs by itself
+	for name in quickstart stream custom_runtime agents responsive batch custom_router resilient async_stream; do \
+	  $(CARGO) run --quiet --release --example $$name >/dev/null || exit 1; \
+	done
+
 fuzz: ## Fuzz every parser, SECONDS (60) each
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug
 	for target in $$($(CARGO) fuzz list); do \
@@ -64,6 +69,9 @@ bench: models ## Tokens per second, load time and memory of MODEL
 bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns
 	$(CARGO) build --quiet --release -p orion-cli
 	$(PYTHON) scripts/bench_peers.py "$(MODEL)"
+
+bench-engine: ## What the engine costs besides the model, per request and per token
+	$(CARGO) bench --quiet --bench engine
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512
@@ -84,7 +92,7 @@ mutants: ## Change orion-resilience in small ways, and count which changes its t
 	  --file 'orion-resilience/src/queue/*.rs' --jobs 1 --output target
 
 ##@ Before a commit
-check: lint doc deny test ## Everything CI checks: format, clippy, docs, dependencies, tests
+check: lint doc deny test examples ## Everything CI checks: format, clippy, docs, dependencies, tests, examples
 
 lint: ## Check format and clippy, warnings refused
 	$(CARGO) fmt --all --check

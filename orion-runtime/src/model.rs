@@ -1,6 +1,7 @@
 //! The runtime and its models, as the rest of the program sees them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -128,12 +129,13 @@ impl LocalRuntime {
             max_pages: kv_tokens.div_ceil(PAGE_TOKENS),
         };
         let worker = Worker::new(config.clone(), codec.clone(), executor, limits);
+        let pages = worker.page_count();
         let (work, commands) = bounded(options.max_batch);
         let (jobs, waiting) = bounded(options.queue);
         spawn("orion-model", move || worker.run(&commands))?;
         let (forward, tokenise) = (work.clone(), codec.clone());
         spawn("orion-prompt", move || prepare(&waiting, &forward, &tokenise))?;
-        Ok(LocalModel { info, config, codec, arrivals, jobs, work })
+        Ok(LocalModel { info, config, codec, arrivals, jobs, work, pages })
     }
 }
 
@@ -227,6 +229,7 @@ pub struct LocalModel {
     arrivals: Arc<Arrivals>,
     jobs: Sender<(Job, Instant)>,
     work: Sender<Command>,
+    pages: Arc<AtomicUsize>,
 }
 
 /// Which positions [`LocalModel::evaluate`] reports.
@@ -327,5 +330,10 @@ impl Model for LocalModel {
 
     fn count_tokens(&self, generation: &Generation) -> Result<usize> {
         self.codec.encode(generation).map(|tokens| tokens.len())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let positions = (self.pages.load(Ordering::Acquire) * PAGE_TOKENS) as u64;
+        self.info.weight_bytes + positions * self.info.kv_bytes_per_token
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
@@ -51,6 +52,8 @@ pub(crate) struct Worker {
     executor: Box<dyn Executor>,
     limits: Limits,
     pool: PagePool,
+    /// Pages that take memory, for who counts it.
+    pages: Arc<AtomicUsize>,
     waiting: VecDeque<Prepared>,
     active: Vec<Sequence>,
     logits: Vec<f32>,
@@ -73,7 +76,18 @@ impl Worker {
     ) -> Self {
         let pool = PagePool::new(limits.max_pages);
         let (waiting, active) = (VecDeque::new(), Vec::new());
-        Self { config, codec, executor, limits, pool, waiting, active, logits: Vec::new() }
+        let pages = Arc::default();
+        Self { config, codec, executor, limits, pool, pages, waiting, active, logits: Vec::new() }
+    }
+
+    /// Pages of keys and values that take memory, as they come.
+    pub(crate) fn page_count(&self) -> Arc<AtomicUsize> {
+        self.pages.clone()
+    }
+
+    fn reserve_pages(&mut self) -> Result<()> {
+        self.pages.store(self.pool.len(), Ordering::Release);
+        self.executor.reserve_pages(self.pool.len())
     }
 
     /// Serves commands until their senders are gone; what is unfinished then is told so.
@@ -213,7 +227,7 @@ impl Worker {
         while sequence.pages.len() < needed {
             sequence.pages.push(self.pool.take()?);
         }
-        self.executor.reserve_pages(self.pool.len())
+        self.reserve_pages()
     }
 
     /// Runs the plans as one batch; if that fails, each alone, so that only the culprit is lost. Returns what succeeded,
@@ -326,7 +340,7 @@ impl Worker {
             while pages.len() * PAGE_TOKENS < start + count {
                 pages.push(self.pool.take()?);
             }
-            self.executor.reserve_pages(self.pool.len())?;
+            self.reserve_pages()?;
             let rows = match (evaluate.last_only, start + count == tokens.len()) {
                 (false, _) => Rows::All,
                 (true, last) => {
