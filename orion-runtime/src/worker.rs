@@ -14,6 +14,7 @@ use orion_core::{
 use crate::config::DecoderConfig;
 use crate::executor::{Chunk, Executor, Rows};
 use crate::kv::{PAGE_TOKENS, PagePool};
+use crate::kv_files::PageFiles;
 use crate::sequence::{Prepared, Sequence};
 use crate::text::TextCodec;
 
@@ -54,6 +55,8 @@ pub(crate) struct Worker {
     pool: PagePool,
     /// Pages that take memory, for who counts it.
     pages: Arc<AtomicUsize>,
+    /// Where pages outlive the model, if they do.
+    files: Option<PageFiles>,
     waiting: VecDeque<Prepared>,
     active: Vec<Sequence>,
     logits: Vec<f32>,
@@ -77,7 +80,13 @@ impl Worker {
         let pool = PagePool::new(limits.max_pages);
         let (waiting, active) = (VecDeque::new(), Vec::new());
         let pages = Arc::default();
-        Self { config, codec, executor, limits, pool, pages, waiting, active, logits: Vec::new() }
+        let files = None;
+        Self { config, codec, executor, limits, pool, pages, files, waiting, active, logits: Vec::new() }
+    }
+
+    /// Pages outlive the model in these files, if the executor's pages can be read.
+    pub(crate) fn keep_pages_in(&mut self, files: PageFiles) {
+        self.files = Some(files).filter(|_| self.executor.page_bytes() > 0);
     }
 
     /// Pages of keys and values that take memory, as they come.
@@ -153,7 +162,9 @@ impl Worker {
             }
             let most = prepared.job.generation.max_tokens.map_or(usize::MAX, |most| most as usize);
             let long = self.config.rope.is_long(length.saturating_add(most).min(context));
-            let pages = self.pool.lookup(&prepared.tokens, long);
+            let mut pages = self.pool.lookup(&prepared.tokens, long);
+            self.keep(&prepared.tokens, &pages, long);
+            self.recall(&prepared.tokens, &mut pages, long);
             let cached = pages.len() * PAGE_TOKENS;
             let none = prepared.job.generation.max_tokens == Some(0);
             let sequence = Sequence::start(prepared, pages, cached, long, context);
@@ -162,6 +173,43 @@ impl Worker {
                 self.end(self.active.len() - 1, Ok(FinishReason::Length));
             }
         }
+    }
+
+    /// Has pages written that a second prompt begins with.
+    fn keep(&mut self, tokens: &[TokenId], pages: &[u32], long: bool) {
+        let Some(files) = self.files.as_ref().filter(|_| pages.iter().any(|page| !self.pool.is_kept(*page)))
+        else {
+            return;
+        };
+        let names = files.names(&tokens[..pages.len() * PAGE_TOKENS], PAGE_TOKENS, long);
+        for (name, &page) in names.into_iter().zip(pages) {
+            if !self.pool.is_kept(page) && files.offer(name, || self.executor.read_page(page)) {
+                self.pool.keep(page);
+            }
+        }
+    }
+
+    /// Takes further pages of the prompt from the disk. At least one token is left to compute.
+    fn recall(&mut self, tokens: &[TokenId], pages: &mut Vec<u32>, long: bool) {
+        let whole = tokens.len().saturating_sub(1) / PAGE_TOKENS;
+        let Some(files) = self.files.take() else { return };
+        let first = pages.len();
+        let names = if first < whole { files.names(tokens, PAGE_TOKENS, long) } else { Vec::new() };
+        for name in names.iter().take(whole).skip(first) {
+            let Some(content) = files.read(name, self.executor.page_bytes()) else { break };
+            let Ok(page) = self.pool.take() else { break };
+            if self.reserve_pages().is_err() {
+                self.pool.release(&[page]);
+                break;
+            }
+            self.executor.write_page(page, &content);
+            pages.push(page);
+        }
+        if pages.len() > first {
+            self.pool.remember(&tokens[..pages.len() * PAGE_TOKENS], pages, long);
+            pages[first..].iter().for_each(|page| self.pool.keep(*page));
+        }
+        self.files = Some(files);
     }
 
     fn retire_cancelled(&mut self) {
