@@ -1,4 +1,5 @@
-//! What the engine costs besides the model: per request and per token, over a model that takes no time.
+//! What the engine costs besides the model, over a model that takes no time; then what it saves with a real one: prompts
+//! that begin alike, now and after a restart, streams together, a switch between two models.
 //! `cargo bench --bench engine`
 
 #![allow(clippy::print_stdout, reason = "a bench talks to the person who runs it")]
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 use orion::{
     Completion, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job, Model,
-    ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, Timings, TokenId, Usage,
-    WeightSource, loader::MemorySource,
+    ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams, Timings,
+    TokenId, Usage, WeightSource, loader::MemorySource,
 };
 
 const REQUESTS: usize = 5_000;
@@ -76,7 +77,7 @@ fn percentile(times: &[Duration], share: f64) -> f64 {
     times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6
 }
 
-fn main() -> Result<()> {
+fn overhead() -> Result<()> {
     let engine = engine()?;
     engine.infer("warm up the poem")?;
     let mut times = Vec::with_capacity(REQUESTS);
@@ -98,4 +99,123 @@ fn main() -> Result<()> {
     let each = start.elapsed().as_secs_f64() * 1e6 / f64::from(TOKENS);
     println!("per token: {each:.2} us, model and reading included ({events} events)");
     Ok(())
+}
+
+fn local(kv: Option<&std::path::Path>) -> orion::EngineBuilder {
+    let model = orion_testkit::models::smollm2();
+    let builder = Engine::builder().model("a", model.to_string_lossy());
+    match kv {
+        Some(folder) => builder.kv_directory(folder, 1 << 30),
+        None => builder,
+    }
+}
+
+fn ask(engine: &Engine, model: &str, tokens: u32, text: String) -> Result<orion::Answer> {
+    let request = Request::new(text).model(model).sampling(SamplingParams::greedy()).max_tokens(tokens);
+    engine.infer_with(request)
+}
+
+/// A prompt of about a thousand tokens that begins like every other.
+fn long(question: &str) -> String {
+    format!("{}{question}", "Always answer in one short sentence and never use lists. ".repeat(80))
+}
+
+fn prefixes() -> Result<()> {
+    let folder = tempfile::tempdir().map_err(|error| Error::io(error, "a scratch directory"))?;
+    let run = |engine: &Engine, question: &str| -> Result<(f64, u32, u32)> {
+        let answer = ask(engine, "a", 4, long(question))?;
+        let usage = answer.usage;
+        Ok((answer.timings.ttft.as_secs_f64(), usage.cached_tokens, usage.prompt_tokens))
+    };
+    let engine = local(Some(folder.path())).build()?;
+    engine.preload("a")?;
+    let (first, _, tokens) = run(&engine, "What is water?")?;
+    let (second, cached, _) = run(&engine, "What is fire?")?;
+    engine.shutdown(Duration::from_secs(10));
+    // The pages are on their way to the disk.
+    std::thread::sleep(Duration::from_secs(2));
+    let engine = local(Some(folder.path())).build()?;
+    engine.preload("a")?;
+    let (restarted, kept, _) = run(&engine, "What is earth?")?;
+    println!(
+        "TTFT of a prompt of {tokens} tokens: {first:.3} s; again, {cached} cached: {second:.3} s ({:.2} x); \
+         after a restart, {kept} from disk: {restarted:.3} s ({:.2} x)",
+        second / first,
+        restarted / first,
+    );
+    Ok(())
+}
+
+fn together() -> Result<()> {
+    const TOKENS: u32 = 128;
+    let generation = |n: usize| {
+        let prompt = format!("Tell me a long story about the number {n}.");
+        let mut generation = Generation::user(prompt).sampling(SamplingParams::greedy()).max_tokens(TOKENS);
+        generation.ignore_eos = true;
+        generation
+    };
+    let rate = |seconds: f64, tokens: u32| f64::from(tokens) / seconds;
+    let model = orion::open(orion_testkit::models::smollm2())?;
+    model.wait_loaded()?;
+    let start = Instant::now();
+    let streams = (0..8).map(|n| model.stream(generation(n))).collect::<Result<Vec<_>>>()?;
+    let mut tokens = 0;
+    for stream in streams {
+        tokens += stream.completion()?.usage.completion_tokens;
+    }
+    let alone = rate(start.elapsed().as_secs_f64(), tokens);
+    drop(model);
+    let engine = local(None).build()?;
+    engine.preload("a")?;
+    let start = Instant::now();
+    let streams: Vec<_> = (0..8)
+        .map(|n| {
+            let prompt = format!("Tell me a long story about the number {n}.");
+            engine.stream(Request::new(prompt).sampling(SamplingParams::greedy()).max_tokens(TOKENS))
+        })
+        .collect();
+    let (mut tokens, mut rates) = (0, Vec::new());
+    for stream in streams {
+        let answer = stream.answer()?;
+        tokens += answer.usage.completion_tokens;
+        rates.push(rate(answer.timings.decode.as_secs_f64(), answer.usage.completion_tokens));
+    }
+    let through = rate(start.elapsed().as_secs_f64(), tokens);
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "8 streams: {through:.0} tokens/s through the engine, {alone:.0} of the runtime alone ({:.2} x); \
+         fastest stream / slowest {:.2}",
+        through / alone,
+        rates[7] / rates[0],
+    );
+    Ok(())
+}
+
+fn switching() -> Result<()> {
+    let folder = tempfile::tempdir().map_err(|error| Error::io(error, "a scratch directory"))?;
+    let twin = folder.path().join("twin.gguf");
+    std::fs::copy(orion_testkit::models::smollm2(), &twin).map_err(|error| Error::io(error, "a copy"))?;
+    let engine = local(None).model("b", twin.to_string_lossy()).build()?;
+    engine.preload("a")?;
+    engine.preload("b")?;
+    let mut run = |models: [&str; 2]| -> Result<f64> {
+        let mut times = Vec::new();
+        for n in 0..20 {
+            let start = Instant::now();
+            ask(&engine, models[n % 2], 1, "Hi".into())?;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        Ok(percentile(&times, 0.5) / 1e3)
+    };
+    let (same, other) = (run(["a", "a"])?, run(["a", "b"])?);
+    println!("one token from the same model: {same:.1} ms; from two in turns: {other:.1} ms");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    overhead()?;
+    prefixes()?;
+    together()?;
+    switching()
 }

@@ -11,11 +11,13 @@ use orion_core::{
 };
 use orion_registry::{LiveRegistry, Sources};
 use orion_resilience::{BreakerSettings, FallbackLimits, QueueSettings, RetryPolicy};
+use orion_runtime::{KvDirectory, RuntimeOptions};
 
 use crate::engine::{Engine, Inner};
 use crate::flight::Watchers;
 use crate::guard::{Guardrail, InputLimits};
 use crate::ledger::Ledger;
+use crate::predict::Predictor;
 use crate::scheduler::load::Sources as OpenWeights;
 use crate::scheduler::route::Following;
 use crate::scheduler::{Door, Scheduler, Settings};
@@ -43,6 +45,7 @@ pub struct EngineBuilder {
     memory: Option<MemoryBudget>,
     parallel: usize,
     kv_tokens: Option<usize>,
+    kv_directory: Option<KvDirectory>,
     queued_requests: u32,
     queued_tokens: u64,
     breaker: BreakerSettings,
@@ -55,6 +58,8 @@ pub struct EngineBuilder {
     limits: InputLimits,
     guardrails: Vec<Arc<dyn Guardrail>>,
     history: usize,
+    predictive: bool,
+    habits: Option<PathBuf>,
 }
 
 impl EngineBuilder {
@@ -73,6 +78,7 @@ impl EngineBuilder {
             memory: None,
             parallel: 8,
             kv_tokens: None,
+            kv_directory: None,
             queued_requests: 1024,
             queued_tokens: 4_000_000,
             breaker: BreakerSettings::new(),
@@ -85,6 +91,8 @@ impl EngineBuilder {
             limits: InputLimits::default(),
             guardrails: Vec::new(),
             history: 64,
+            predictive: false,
+            habits: None,
         }
     }
 
@@ -222,6 +230,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Keys and values of beginnings that prompts share are kept in this directory, within these bytes, so that they outlive
+    /// their model's eviction and this process. Default: they do not.
+    #[must_use]
+    pub fn kv_directory(mut self, path: impl Into<PathBuf>, most_bytes: u64) -> Self {
+        self.kv_directory = Some(KvDirectory::new(path, most_bytes));
+        self
+    }
+
     /// Most requests that may wait. Default 1,024.
     #[must_use]
     pub fn queued_requests(mut self, requests: u32) -> Self {
@@ -307,6 +323,21 @@ impl EngineBuilder {
         self
     }
 
+    /// Learns which model follows which and, while nothing else is to do, loads the likeliest next one ahead. It stops by
+    /// itself where too little of what it foretells comes true. Default: off.
+    #[must_use]
+    pub fn predictive(mut self) -> Self {
+        self.predictive = true;
+        self
+    }
+
+    /// [`predictive`](Self::predictive), and what was learned is kept in this file.
+    #[must_use]
+    pub fn habits(mut self, path: impl Into<PathBuf>) -> Self {
+        self.habits = Some(path.into());
+        self.predictive()
+    }
+
     /// Starts the engine. No model is loaded yet.
     ///
     /// # Errors
@@ -332,12 +363,23 @@ impl EngineBuilder {
         };
         let runtime = match self.runtime {
             Some(runtime) => runtime,
-            None => wire::runtime(self.threads, self.parallel, self.kv_tokens, memory.limit())?,
+            None => {
+                let mut options = RuntimeOptions::default();
+                options.max_batch = self.parallel;
+                options.queue = options.queue.max(2 * self.parallel);
+                options.kv_tokens = self.kv_tokens;
+                options.kv_directory = self.kv_directory;
+                wire::runtime(options, self.threads, memory.limit())?
+            }
         };
         let sources = self.sources.unwrap_or_else(wire::sources);
         let (gate, health) = wire::gate(self.gate, self.breaker, self.clock.clone())?;
         let embedder = wire::embedder(self.embedder, catalog.clone(), config.clone(), sources.clone());
         let make = wire::router(self.router, config.clone(), embedder.clone());
+        let predictor = match (&self.habits, self.predictive) {
+            (Some(path), _) => Some(Predictor::open(path)?),
+            (None, predictive) => predictive.then(Predictor::new),
+        };
         let default_model = wire::default_model(self.default_model, config);
 
         let mut observers: Vec<Arc<dyn Observer>> = vec![Arc::new(orion_logging::RequestLog::new())];
@@ -365,6 +407,8 @@ impl EngineBuilder {
             patience: self.patience,
             stall: self.stall,
             guardrails: guardrails.clone(),
+            predictor,
+            habits: self.habits,
         };
         let scheduler = Scheduler::new(settings, door.clone(), to.clone(), messages, router.clone());
         let routing = (Following::new(make), to.clone());

@@ -85,8 +85,6 @@ impl Chat {
         let mut request = self.like.clone();
         request.prompt = Prompt::Chat(turns);
         request.current.clone_from(&state.model);
-        // A flag ends one turn, not the conversation.
-        request.cancel = orion_core::CancelToken::new();
         drop(state);
         ChatStream { inner: self.engine.stream(request), state: self.state.clone(), said: Some(said) }
     }

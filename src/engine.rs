@@ -18,6 +18,7 @@ use crate::builder::EngineBuilder;
 use crate::flight::{Archive, End, Flight, Watchers};
 use crate::guard::{Guardrail, InputLimits};
 use crate::ledger::{Ledger, Outcomes};
+use crate::predict::Foresight;
 use crate::request::Request;
 use crate::scheduler::route::Question;
 use crate::scheduler::{Door, Drained, Message, Scheduler, end_anyhow, shutting_down};
@@ -86,6 +87,8 @@ pub struct EngineStats {
     pub memory_used: u64,
     /// Bytes of the memory budget.
     pub memory_limit: u64,
+    /// How well loading ahead went, where it was asked for.
+    pub foresight: Option<Foresight>,
 }
 
 impl Engine {
@@ -132,7 +135,7 @@ impl Engine {
         for time in [inner.timeout, request.timeout].into_iter().flatten() {
             deadline = deadline.within(time);
         }
-        let context = Context::new(deadline).cancelled_by(request.cancel.clone());
+        let context = Context::new(deadline);
         let archive: Arc<dyn Archive> = inner.ledger.clone();
         let flight = Flight::new(request, context, inner.clock.clone(), inner.watchers.clone(), archive);
         if let Err((event, error)) = inner.admit(&flight) {
@@ -195,8 +198,8 @@ impl Engine {
     /// # Errors
     /// [`Rejected`](ErrorKind::Rejected) once it is shut down.
     pub fn stats(&self) -> Result<EngineStats> {
-        let (models, (evictions, memory_used, memory_limit)) =
-            self.ask(|scheduler| (scheduler.models(), scheduler.memory()))?;
+        let (models, (evictions, memory_used, memory_limit), foresight) =
+            self.ask(|scheduler| (scheduler.models(), scheduler.memory(), scheduler.foresight()))?;
         Ok(EngineStats {
             outcomes: self.0.ledger.outcomes(),
             waiting: self.0.door.waiting.load(Ordering::Acquire),
@@ -204,6 +207,7 @@ impl Engine {
             evictions,
             memory_used,
             memory_limit,
+            foresight,
         })
     }
 

@@ -7,8 +7,8 @@ use std::task::Waker;
 
 use orion_core::state::{Effect, Event, Phase, Trace};
 use orion_core::{
-    Clock, Completion, Decision, Error, FinishReason, Flow, ModelId, Observer, RequestEvent, RequestId,
-    Timings, Usage,
+    CancelToken, Clock, Completion, Decision, Error, FinishReason, Flow, ModelId, Observer, RequestEvent,
+    RequestId, Timings, Usage,
 };
 use orion_resilience::Context;
 
@@ -108,6 +108,15 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether its caller wants no more. The caller's own flag is passed on to the one the model reads.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        let stop = self.context.cancel();
+        if self.request.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
+            stop.cancel();
+        }
+        stop.is_cancelled()
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         self.lock().trace.state().phase
     }
@@ -175,7 +184,7 @@ impl Flight {
     pub(crate) fn heard(&self, attempt: u32, event: EngineEvent) -> Flow {
         let mut state = self.lock();
         let phase = state.trace.state().phase;
-        if state.attempt != attempt || phase.is_terminal() {
+        if state.attempt != attempt || phase.is_terminal() || self.is_cancelled() {
             return Flow::Stop;
         }
         // A model that does not tell of its prompt begins with its first token.

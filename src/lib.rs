@@ -12,6 +12,7 @@ mod request;
 
 mod flight;
 mod ledger;
+mod predict;
 mod scheduler;
 
 mod routing;
@@ -34,6 +35,7 @@ pub use engine::{AnswerStream, Engine, EngineStats, ModelStats};
 pub use guard::{Guardrail, InputLimits};
 pub use ledger::Outcomes;
 pub use orion_resilience::{Caller, Priority};
+pub use predict::{Foresight, Predictor};
 pub use request::Request;
 pub use routing::{RoutingOptions, answering, open_encoder, open_router};
 pub use scheduler::Drained;

@@ -29,7 +29,7 @@ pub struct Request {
     pub(crate) caller: Caller,
     pub(crate) timeout: Option<Duration>,
     pub(crate) fallback: bool,
-    pub(crate) cancel: CancelToken,
+    pub(crate) cancel: Option<CancelToken>,
 }
 
 impl Request {
@@ -64,7 +64,7 @@ impl Request {
             caller: Caller::default(),
             timeout: None,
             fallback: true,
-            cancel: CancelToken::new(),
+            cancel: None,
         }
     }
 
@@ -138,10 +138,10 @@ impl Request {
         self
     }
 
-    /// The flag that ends it, to be set from anywhere.
+    /// A flag that ends it, to be set from anywhere; several requests may share one. The engine never sets it.
     #[must_use]
     pub fn cancelled_by(mut self, cancel: CancelToken) -> Self {
-        self.cancel = cancel;
+        self.cancel = Some(cancel);
         self
     }
 

@@ -113,39 +113,32 @@ pub(crate) fn default_memory() -> MemoryBudget {
 /// Models in this process, each with keys and values that fit the budget.
 struct Local {
     options: RuntimeOptions,
-    kv_tokens: Option<usize>,
     memory: u64,
 }
 
 impl Runtime for Local {
     fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
         let mut options = self.options.clone();
-        options.kv_tokens = match self.kv_tokens {
-            Some(tokens) => Some(tokens),
-            None => {
-                let config = orion_runtime::check(&*weights)?;
-                let context = config.context_length;
-                // Halves for keys and for values.
-                let bytes = 4 * config.layers.len() * config.kv_width();
-                let fitting = usize::try_from(self.memory / 4).unwrap_or(usize::MAX) / bytes.max(1);
-                Some((4 * context).min(KV_TOKENS).min(fitting).max(context.min(KV_TOKENS)))
-            }
-        };
+        if options.kv_tokens.is_none() {
+            let config = orion_runtime::check(&*weights)?;
+            let context = config.context_length;
+            // Halves for keys and for values.
+            let bytes = 4 * config.layers.len() * config.kv_width();
+            let fitting = usize::try_from(self.memory / 4).unwrap_or(usize::MAX) / bytes.max(1);
+            let most = (4 * context).min(KV_TOKENS).min(fitting);
+            options.kv_tokens = Some(most.max(context.min(KV_TOKENS)));
+        }
         LocalRuntime::new(options).load(weights)
     }
 }
 
 pub(crate) fn runtime(
+    mut options: RuntimeOptions,
     threads: Option<usize>,
-    parallel: usize,
-    kv_tokens: Option<usize>,
     memory: u64,
 ) -> Result<Arc<dyn Runtime>> {
-    let mut options = RuntimeOptions::default();
     options.pool = threads.map(ComputePool::new).transpose()?;
-    options.max_batch = parallel;
-    options.queue = options.queue.max(2 * parallel);
-    Ok(Arc::new(Local { options, kv_tokens, memory }))
+    Ok(Arc::new(Local { options, memory }))
 }
 
 /// The file that stands for a model: the one the loader is given.

@@ -326,10 +326,14 @@ fn dropping_a_stream_or_setting_its_flag_cancels() {
     assert!(stream.by_ref().any(|event| matches!(event, EngineEvent::Token { .. })));
     drop(stream);
     let flag = orion::CancelToken::new();
-    let flagged = engine.stream(Request::new("by its flag").cancelled_by(flag.clone()));
+    let two = Request::new("by their flag").cancelled_by(flag.clone());
+    let [first, second] = [two.clone(), two].map(|request| engine.stream(request));
+    first.cancel();
+    assert_eq!(first.answer().unwrap().reason, FinishReason::Cancelled);
+    assert!(!flag.is_cancelled(), "one request's end is not the other's");
     flag.cancel();
-    assert_eq!(flagged.answer().unwrap().reason, FinishReason::Cancelled);
-    until("all are cancelled", || engine.stats().unwrap().outcomes.cancelled == 3);
+    assert_eq!(second.answer().unwrap().reason, FinishReason::Cancelled);
+    until("all are cancelled", || engine.stats().unwrap().outcomes.cancelled == 4);
     until("nothing runs", || engine.stats().unwrap().models.iter().all(|model| model.running == 0));
 }
 
@@ -956,4 +960,47 @@ fn weights_that_break_off_fail_the_request_and_the_next_load_works() {
     assert_eq!(error.to_string(), "model m: shard 2 has another digest");
     assert_eq!(engine.stats().unwrap().memory_used, 0);
     assert_eq!(engine.infer("hi").unwrap().text, "m: hi");
+}
+
+// --- loading ahead ---
+
+#[test]
+fn the_model_that_comes_next_is_there_before_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let habits = folder.path().join("habits.json");
+    let build = |stage: &Arc<Stage>| {
+        builder(stage, ["a", "b", "c"].map(spec)).memory(8000).habits(&habits).build().unwrap()
+    };
+    let resident = |engine: &Engine, id: &str| {
+        let models = engine.stats().unwrap().models;
+        models.iter().any(|model| model.model.as_str() == id && model.residency == Residency::Ready)
+    };
+    let engine = build(&Stage::new());
+    for id in ["a", "b", "c"].repeat(8) {
+        engine.infer_with(Request::new("hi").model(id)).unwrap();
+    }
+    engine.infer_with(Request::new("hi").model("a")).unwrap();
+    until("b is there", || resident(&engine, "b"));
+    let foresight = engine.stats().unwrap().foresight.unwrap();
+    assert!(foresight.on && foresight.came_true * 10 >= foresight.foretold * 9, "{foresight:?}");
+    engine.shutdown(LONG);
+
+    // Another engine remembers.
+    let stage = Stage::new();
+    let engine = build(&stage);
+    for id in ["c", "a", "b"] {
+        engine.infer_with(Request::new("hi").model(id)).unwrap();
+    }
+    until("c is there again", || resident(&engine, "c"));
+    assert!(!resident(&engine, "a") || engine.stats().unwrap().memory_used <= 8000);
+    engine.infer_with(Request::new("hi").model("c")).unwrap();
+    assert_eq!(engine.stats().unwrap().foresight.unwrap().wasted_bytes, 0);
+}
+
+#[test]
+fn habits_that_cannot_be_read_are_said_so() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "not json").unwrap();
+    let error = builder(&Stage::new(), [spec("a")]).habits(file.path()).build().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
 }

@@ -162,3 +162,47 @@ fn the_demo_catalogue_routes_among_its_agents_and_loads_their_weights_once() {
     assert!((dot(&vectors[0], &vectors[0]) - 1.0).abs() < 1e-3);
     assert!(dot(&vectors[0], &vectors[1]) > dot(&vectors[0], &vectors[2]) + 0.2);
 }
+
+#[test]
+fn a_system_prompt_outlives_its_model_and_its_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let build = |memory: u64| {
+        Engine::builder()
+            .model("m", path(&models::smollm2()))
+            .kv_directory(folder.path(), memory)
+            .build()
+            .unwrap()
+    };
+    let rules = "Always answer in one short sentence. Never use lists. ".repeat(12);
+    let ask = |engine: &Engine, question: &str| {
+        engine.chat().system(&rules).like(greedy("", 8)).say(question).unwrap()
+    };
+    let engine = build(1 << 30);
+    let first = ask(&engine, "What is water?");
+    let second = ask(&engine, "What is fire?");
+    let kept = (second.usage.cached_tokens / 64) as usize;
+    assert!(kept >= 1 && first.usage.cached_tokens == 0);
+    engine.shutdown(std::time::Duration::from_secs(60));
+    let files = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+        files.filter(|file| file.path().extension() == Some("kv".as_ref())).count()
+    };
+    let start = std::time::Instant::now();
+    while files() < kept {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{} of {kept} pages", files());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let restarted = build(1 << 30);
+    let again = ask(&restarted, "What is fire?");
+    assert_eq!((again.usage.cached_tokens, &again.tokens), (second.usage.cached_tokens, &second.tokens));
+
+    // A page that rots is computed again, and nothing else changes.
+    for file in std::fs::read_dir(folder.path()).unwrap().flatten() {
+        let mut bytes = std::fs::read(file.path()).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(file.path(), bytes).unwrap();
+    }
+    let rotten = ask(&build(1 << 30), "What is fire?");
+    assert_eq!((rotten.usage.cached_tokens, rotten.tokens), (0, second.tokens));
+}

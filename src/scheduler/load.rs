@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use orion_core::{
-    CancelToken, Clock, Error, ErrorKind, MetaValue, Model, ModelHeader, ModelSpec, Outcome, Permit,
+    CancelToken, Clock, Digest, Error, ErrorKind, MetaValue, Model, ModelHeader, ModelSpec, Outcome, Permit,
     Reservation, Result, Runtime, TensorBytes, Timestamp, WeightSource,
 };
 use orion_resilience::{Context, Deadline, RetryBudget, RetryPolicy, Sleep, ThreadSleep, classify};
+use sha2::{Digest as _, Sha256};
 
 use super::{Key, Message};
 
@@ -110,7 +111,7 @@ impl Arrival {
 /// A source that tells how far it is, and ends when nobody wants it any more.
 struct Watched {
     inner: Arc<dyn WeightSource>,
-    /// In place of the inner one's, where the catalogue overrides the chat template.
+    /// In place of the inner one's, where the catalogue overrides the chat template or nothing names the weights.
     header: Option<ModelHeader>,
     taken: Vec<AtomicBool>,
     left: AtomicU64,
@@ -119,9 +120,16 @@ struct Watched {
 
 impl Watched {
     fn new(inner: Arc<dyn WeightSource>, spec: &ModelSpec, arrival: Arc<Arrival>) -> Self {
-        let header = spec.chat_template.as_ref().map(|template| {
+        let (template, known) = (&spec.chat_template, inner.header().digest.is_some());
+        let header = (template.is_some() || !known).then(|| {
             let mut header = inner.header().clone();
-            header.metadata.insert("tokenizer.chat_template".to_owned(), MetaValue::Str(template.clone()));
+            if let Some(template) = template {
+                let template = MetaValue::Str(template.clone());
+                header.metadata.insert("tokenizer.chat_template".to_owned(), template);
+            }
+            // What tells sets of weights apart here names them for the runtime, too.
+            let name = || Digest(Sha256::digest(arrival.key.as_bytes()).into());
+            header.digest.get_or_insert_with(name);
             header
         });
         let tensors = inner.header().tensors.len();

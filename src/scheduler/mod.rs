@@ -4,6 +4,7 @@
 //! generating, letting go of memory) runs elsewhere and reports back. So no lock guards any of this, and a request can
 //! end only once.
 
+mod ahead;
 pub(crate) mod load;
 mod residency;
 pub(crate) mod route;
@@ -13,6 +14,7 @@ mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +39,7 @@ use self::slot::{Key, Slot, key_of};
 use crate::answer::EngineEvent;
 use crate::flight::{End, Flight};
 use crate::guard::Guardrail;
+use crate::predict::Predictor;
 
 /// How often flags and deadlines are looked at while requests run.
 const TICK: Duration = Duration::from_millis(20);
@@ -96,6 +99,9 @@ pub(crate) struct Settings {
     pub(crate) patience: Duration,
     pub(crate) stall: Duration,
     pub(crate) guardrails: Arc<[Arc<dyn Guardrail>]>,
+    /// Foretells which model comes next, and where it keeps what it has learned.
+    pub(crate) predictor: Option<Predictor>,
+    pub(crate) habits: Option<PathBuf>,
 }
 
 /// What callers read without asking the scheduler.
@@ -152,6 +158,10 @@ pub(crate) struct Scheduler {
     slots: BTreeMap<Key, Slot>,
     keys: HashMap<ModelId, (Arc<ModelSpec>, Key, Timestamp)>,
     evictions: u64,
+    /// Bytes that were loaded ahead and left unused.
+    wasted: u64,
+    /// A request has ended since the next model was last foretold.
+    rested: bool,
     looked: Instant,
     closing: Option<Closing>,
     closed: bool,
@@ -176,6 +186,8 @@ impl Scheduler {
             slots: BTreeMap::new(),
             keys: HashMap::new(),
             evictions: 0,
+            wasted: 0,
+            rested: false,
             looked: Instant::now(),
             closing: None,
             closed: false,
@@ -260,8 +272,8 @@ impl Scheduler {
         if self.closing.is_some() {
             return self.finish(id, Event::Refused, End::Failed(shutting_down()));
         }
-        if let Err(error) = flight.context.check() {
-            return self.out_of_time(id, &error);
+        if flight.is_cancelled() || flight.context.deadline().is_over() {
+            return self.over_already(id);
         }
         if let Some(model) = forced {
             return self.choose(id, &model, None);
@@ -376,6 +388,9 @@ impl Scheduler {
             Ok(walk) => active.walk = Some(walk),
             Err(error) => return self.finish(id, Event::NoRoute, End::Failed(error)),
         }
+        self.learn(&spec.id);
+        let Some(active) = self.active.get(&id) else { return };
+        let flight = active.flight.clone();
         let decision = decision.map(Arc::new);
         let (confidence, reason) = match &decision {
             Some(decision) => (decision.confidence, decision.reason.clone()),
@@ -408,6 +423,7 @@ impl Scheduler {
         slot.spec = spec.clone();
         slot.pinned |= spec.pinned;
         slot.used(now);
+        slot.foretold = false;
         let Some(active) = self.active.get_mut(&id) else { return };
         active.attempt += 1;
         active.spec = Some(spec);
@@ -439,6 +455,9 @@ impl Scheduler {
             self.serve(key);
         }
         self.grant();
+        if self.active.is_empty() && std::mem::take(&mut self.rested) && self.closing.is_none() {
+            self.look_ahead();
+        }
         orion_logging::metric::queue_depth(self.door.waiting.load(Ordering::Acquire));
     }
 
@@ -473,8 +492,8 @@ impl Scheduler {
     /// The request has its place: with the model, or before its door.
     fn start(&mut self, id: RequestId, key: &Key) {
         let Some(active) = self.active.get_mut(&id) else { return };
-        if let Err(error) = active.flight.context.check() {
-            return self.out_of_time(id, &error);
+        if active.flight.is_cancelled() || active.flight.context.deadline().is_over() {
+            return self.over_already(id);
         }
         let resident = self.slots.get(key).is_some_and(|slot| slot.model.is_some());
         if resident && let Err(error) = self.permit(id) {
@@ -672,6 +691,7 @@ impl Scheduler {
             End::Failed(error) => self.release(id, Some(&error.to_string())),
         }
         let Some(active) = self.active.remove(&id) else { return };
+        self.rested = true;
         if !active.flight.end(event, end) {
             let error = Error::new(ErrorKind::Internal, "the request could not end as it should");
             active.flight.end(Event::Refused, End::Failed(error));
@@ -694,11 +714,11 @@ impl Scheduler {
         }
     }
 
-    /// The request's flag is set or its deadline has passed.
-    fn out_of_time(&mut self, id: RequestId, error: &Error) {
-        match error.kind() {
-            ErrorKind::DeadlineExceeded => self.expire(id),
-            _ => self.cancel(id),
+    /// The request was over before anything was done for it.
+    fn over_already(&mut self, id: RequestId) {
+        match self.active.get(&id).is_some_and(|active| active.flight.is_cancelled()) {
+            true => self.cancel(id),
+            false => self.expire(id),
         }
     }
 

@@ -167,7 +167,7 @@ impl Scheduler {
         let coming = others().any(|slot| slot.state == Residency::Draining || arrives(slot));
         let mut idle: Vec<(f64, u64, Key)> = others()
             .filter(|slot| slot.is_idle())
-            .map(|slot| (slot.worth(now), slot.bytes(), slot.key.clone()))
+            .map(|slot| (self.worth(slot, now), slot.bytes(), slot.key.clone()))
             .collect();
         idle.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut going = false;
@@ -238,6 +238,9 @@ impl Scheduler {
             arrival.abandoned.cancel();
         }
         slot.yielding = false;
+        if std::mem::take(&mut slot.foretold) {
+            self.wasted += slot.bytes();
+        }
         let (model, memory) = (slot.model.take(), (slot.weights.take(), slot.kv.take()));
         metric::model_resident(&slot.spec.id, 0);
         let key = key.clone();
@@ -266,6 +269,7 @@ impl Scheduler {
             Err(error) => return self.load_failed(key, &error),
         };
         slot.model = Some(model);
+        slot.last_bytes = reservation.bytes();
         slot.weights = Some(reservation);
         slot.opened = None;
         match slot.state {

@@ -48,9 +48,13 @@ pub(crate) struct Slot {
     /// How long its weights took to arrive the last time.
     pub(crate) took: Option<Duration>,
     pub(crate) loads: u64,
+    /// Bytes of its weights the last time they were here.
+    pub(crate) last_bytes: u64,
     uses: f64,
     pub(crate) used_at: Timestamp,
     pub(crate) pinned: bool,
+    /// Brought in because it was foretold, and not asked for since.
+    pub(crate) foretold: bool,
     /// Who waits for it to be resident.
     pub(crate) comers: Vec<Sender<Result<()>>>,
     /// Who waits for it to be gone.
@@ -78,8 +82,10 @@ impl Slot {
             yielding: false,
             took: None,
             loads: 0,
+            last_bytes: 0,
             uses: 0.0,
             used_at,
+            foretold: false,
             comers: Vec::new(),
             leavers: Vec::new(),
         }

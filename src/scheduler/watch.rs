@@ -22,7 +22,7 @@ impl Scheduler {
             let Some(active) = self.active.get(&id) else { continue };
             if active.flight.context.deadline().is_over() {
                 self.expire(id);
-            } else if active.flight.context.cancel().is_cancelled() {
+            } else if active.flight.is_cancelled() {
                 self.cancel(id);
             }
         }
@@ -125,6 +125,7 @@ impl Scheduler {
                 slot.arrival.iter().for_each(|arrival| arrival.abandoned.cancel());
             }
             self.closed = true;
+            self.keep_habits();
             if let Some(reply) = closing.reply {
                 reply.send(closing.outcome).ok();
             }
