@@ -11,7 +11,7 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-parts bench-engine router-head router-reach mutants eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-parts bench-engine soak router-head router-reach mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -70,8 +70,11 @@ bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once w
 	$(CARGO) build --quiet --release -p orion-cli
 	$(PYTHON) scripts/bench_peers.py "$(MODEL)"
 
-bench-engine: ## What the engine costs besides the model, per request and per token
+bench-engine: models ## What the engine costs besides the model, and what it saves
 	$(CARGO) bench --quiet --bench engine
+
+soak: models ## Clients, cancels and faults for SECONDS (60): nothing is lost, memory does not grow
+	SECONDS=$(SECONDS) $(CARGO) bench --quiet --bench soak
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512

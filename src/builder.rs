@@ -146,8 +146,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Decides which model answers. Default: by likeness to the models' examples if the catalogue's embedder is on this
-    /// machine, else by their keywords; either keeps follow-ups with their thread and weighs what a load costs.
+    /// Decides which model answers. Default: the router the registry describes; where its encoder is not on this machine, and
+    /// without a registry, by the models' keywords, and by likeness to their examples if an embedder is set. Each keeps
+    /// follow-ups with their thread and weighs what a load costs.
     #[must_use]
     pub fn router(mut self, router: Arc<dyn Router>) -> Self {
         self.router = Some(router);
@@ -355,8 +356,7 @@ impl EngineBuilder {
             Models::Registry(sources) => {
                 let registry = LiveRegistry::open(*sources)
                     .map_err(|report| Error::invalid(report.to_string()).about("registry"))?;
-                let config: wire::Config = wire::config_of(registry.clone());
-                (registry as Arc<dyn Catalog>, Some(config))
+                (registry.clone() as Arc<dyn Catalog>, Some(registry))
             }
             Models::Catalog(catalog) => (catalog, None),
             Models::Listed(list) => (wire::listed(list)?, None),
@@ -374,8 +374,8 @@ impl EngineBuilder {
         };
         let sources = self.sources.unwrap_or_else(wire::sources);
         let (gate, health) = wire::gate(self.gate, self.breaker, self.clock.clone())?;
+        let make = wire::router(self.router, self.embedder.clone(), config.clone());
         let embedder = wire::embedder(self.embedder, catalog.clone(), config.clone(), sources.clone());
-        let make = wire::router(self.router, config.clone(), embedder.clone());
         let predictor = match (&self.habits, self.predictive) {
             (Some(path), _) => Some(Predictor::open(path)?),
             (None, predictive) => predictive.then(Predictor::new),

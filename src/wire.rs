@@ -9,14 +9,17 @@ use orion_core::{
 };
 use orion_loader::{Loader, LoaderOptions};
 use orion_logging::metric;
-use orion_registry::{Hardware, LiveRegistry, Strategy};
+use orion_registry::{Hardware, LiveRegistry};
 use orion_resilience::{BreakerEvent, BreakerRegistry, BreakerSettings, BreakerState};
 use orion_router::{
     CachedEmbedder, Cascade, ContextOptions, ContextRouter, EmbeddingOptions, EmbeddingRouter, KeywordRouter,
     Policy, PolicyRouter,
 };
-use orion_runtime::{ComputePool, EncoderOptions, LocalModel, LocalRuntime, RuntimeOptions, SentenceEncoder};
+use orion_runtime::{
+    ComputePool, Described, EncoderOptions, LocalModel, LocalRuntime, RuntimeOptions, SentenceEncoder,
+};
 
+use crate::routing::{KEYWORDS_SUFFICE, RoutingOptions, open_router};
 use crate::scheduler::load::Sources;
 use crate::scheduler::route::MakeRouter;
 
@@ -36,39 +39,9 @@ pub fn open(path: impl AsRef<Path>) -> Result<LocalModel> {
     LocalRuntime::default().open(orion_loader::open(path.as_ref())?)
 }
 
-/// What a registry says besides its models, in its latest version.
-pub(crate) type Config = Arc<dyn Fn() -> Facts + Send + Sync>;
+/// The registry, where the models are those of one.
+pub(crate) type Config = Arc<LiveRegistry>;
 type Embedding = Arc<dyn Fn() -> Result<Arc<dyn Embedder>> + Send + Sync>;
-
-/// What the engine takes from a registry.
-#[derive(Default)]
-pub(crate) struct Facts {
-    default_model: Option<String>,
-    embedder: Option<String>,
-    strategy: Option<Strategy>,
-    min_confidence: Option<f32>,
-    min_similarity: Option<f32>,
-    switch_cost_weight: Option<f32>,
-}
-
-pub(crate) fn config_of(registry: Arc<LiveRegistry>) -> Config {
-    Arc::new(move || {
-        let registry = registry.current();
-        let (router, defaults) = (registry.router(), registry.defaults());
-        Facts {
-            default_model: router.fallback.clone().or_else(|| defaults.model.clone()),
-            embedder: router.encoder.clone().or_else(|| defaults.embedder.clone()),
-            strategy: router.strategy,
-            min_confidence: router.min_confidence,
-            min_similarity: router.min_similarity,
-            switch_cost_weight: router.switch_cost_weight,
-        }
-    })
-}
-
-fn facts(config: Option<&Config>) -> Facts {
-    config.map(|config| config()).unwrap_or_default()
-}
 
 /// Models without a registry.
 struct Listed(Vec<Arc<ModelSpec>>);
@@ -119,8 +92,9 @@ struct Local {
 impl Runtime for Local {
     fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
         let mut options = self.options.clone();
-        if options.kv_tokens.is_none() {
-            let config = orion_runtime::check(&*weights)?;
+        if options.kv_tokens.is_none()
+            && let Described::Decoder(config) = orion_runtime::check(&*weights)?
+        {
             let context = config.context_length;
             // Halves for keys and for values.
             let bytes = 4 * config.layers.len() * config.kv_width();
@@ -239,7 +213,10 @@ pub(crate) fn embedder(
             return Ok(embedder.clone());
         }
         let missing = |message: &str| Error::new(ErrorKind::NotFound, message);
-        let named = facts(config.as_ref()).embedder;
+        let named = config.as_ref().and_then(|config| {
+            let registry = config.current();
+            registry.router().encoder.clone().or_else(|| registry.defaults().embedder.clone())
+        });
         let id = named.ok_or_else(|| missing("no embedder is set, and the registry names none"))?;
         let spec = catalog.get(&id.as_str().into());
         let spec = spec.ok_or_else(|| missing("the embedder is not in the catalogue").about(id.clone()))?;
@@ -256,45 +233,45 @@ pub(crate) fn default_model(
     config: Option<Config>,
 ) -> Arc<dyn Fn() -> Option<ModelId> + Send + Sync> {
     Arc::new(move || {
-        own.clone().or_else(|| facts(config.as_ref()).default_model.map(|name| name.as_str().into()))
+        let named = || {
+            let registry = config.as_ref()?.current();
+            let name = registry.router().fallback.as_deref().or(registry.defaults().model.as_deref())?;
+            Some(ModelId::new(name))
+        };
+        own.clone().or_else(named)
     })
 }
 
-/// How a router is made when the models change.
+/// How a router is made when the models change: the one the registry describes, or what the models themselves say.
 pub(crate) fn router(
     own: Option<Arc<dyn Router>>,
+    embedder: Option<Arc<dyn Embedder>>,
     config: Option<Config>,
-    embedder: Embedding,
 ) -> MakeRouter {
     Box::new(move |specs| {
         if let Some(router) = &own {
             return Ok(router.clone());
         }
-        let facts = facts(config.as_ref());
-        let specs = || specs.iter().map(|spec| &**spec);
-        let keyword = || -> Result<Arc<dyn Router>> { Ok(Arc::new(KeywordRouter::from_specs(specs())?)) };
-        let embedding = || -> Result<Arc<dyn Router>> {
-            let mut options = EmbeddingOptions::default();
-            options.least_confidence = facts.min_confidence.unwrap_or(options.least_confidence);
-            options.least_similarity = facts.min_similarity.unwrap_or(options.least_similarity);
-            Ok(Arc::new(EmbeddingRouter::from_specs(embedder()?, specs(), options)?))
-        };
-        let have_examples = specs().any(|spec| !spec.examples.is_empty());
-        let inner: Arc<dyn Router> = match facts.strategy {
-            Some(Strategy::Keyword) => keyword()?,
-            Some(Strategy::Cascade) => Arc::new(Cascade::new().then(keyword()?, 0.0).then(embedding()?, 0.0)),
-            Some(_) => embedding()?,
-            None if !have_examples => keyword()?,
-            None => embedding().or_else(|error| {
-                tracing::info!(target: "orion::engine", %error, "routing by keywords");
-                keyword()
-            })?,
-        };
-        let mut policy = Policy::default();
-        if let Some(weight) = facts.switch_cost_weight {
-            policy.cost_per_load_second *= weight;
+        if let (Some(config), None) = (&config, &embedder) {
+            match open_router(&config.current(), &RoutingOptions::default()) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    tracing::warn!(target: "orion::engine", %error, "routing by keywords alone");
+                }
+                opened => return opened,
+            }
         }
-        Ok(Arc::new(ContextRouter::new(PolicyRouter::new(inner, policy), ContextOptions::default())))
+        let specs = || specs.iter().map(|spec| &**spec);
+        let keywords: Arc<dyn Router> = Arc::new(KeywordRouter::from_specs(specs())?);
+        let inner = match &embedder {
+            Some(embedder) if specs().any(|spec| !spec.examples.is_empty()) => {
+                let options = EmbeddingOptions::default();
+                let by_meaning = EmbeddingRouter::from_specs(embedder.clone(), specs(), options)?;
+                Cascade::new().then(keywords, KEYWORDS_SUFFICE).then(Arc::new(by_meaning), 0.0)
+            }
+            _ => Cascade::new().then(keywords, 0.0),
+        };
+        let routed = PolicyRouter::new(inner, Policy::default());
+        Ok(Arc::new(ContextRouter::new(routed, ContextOptions::default())))
     })
 }
 

@@ -30,6 +30,9 @@ impl Scheduler {
         let permit = match self.settings.gate.acquire(&spec.id, Operation::Load) {
             Ok(permit) => permit,
             Err(refused) => {
+                if slot.state == Residency::Degraded {
+                    slot.step(ResidencyEvent::LoadFailed);
+                }
                 let error = Error::from(refused).about(format!("loading model {}", spec.id));
                 return self.turn_away(key, &error);
             }
@@ -52,6 +55,7 @@ impl Scheduler {
         };
         if let Err(error) = load.spawn() {
             self.load_failed(key, &error);
+            self.turn_away(key, &error);
         }
     }
 
@@ -260,6 +264,15 @@ impl Scheduler {
             slot.step(ResidencyEvent::Unloaded);
         }
         tell_all(&mut slot.leavers);
+        self.come_back(key);
+    }
+
+    /// Someone asked for a model while it was leaving.
+    fn come_back(&mut self, key: &Key) {
+        let awaited = |slot: &&Slot| slot.state == Residency::Absent && !slot.comers.is_empty();
+        if self.slots.get(key).filter(awaited).is_some() {
+            self.begin(key);
+        }
     }
 
     pub(super) fn loaded(&mut self, key: &Key, generation: u64, result: Result<Loaded>) {
@@ -331,7 +344,7 @@ impl Scheduler {
         if leaving {
             // It was to leave before it had come: those who came after that may have it loaded again.
             tell_all(&mut slot.leavers);
-            return;
+            return self.come_back(key);
         }
         tracing::warn!(target: "orion::engine", model = %slot.spec.id, %error, "loading failed");
         metric::model_loaded(&slot.spec.id, Duration::ZERO, false);
