@@ -20,7 +20,7 @@ SHARDS ?= 4
 DEMO   := target/demo
 
 .PHONY: scorecard quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references fuzz check lint lint-fix format doc deny bench bench-peers bench-parts router-head router-reach mutants eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-parts bench-engine soak router-head router-reach mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -92,6 +92,11 @@ test-references: models models-gemma ## Tests that need more files: Gemma, and t
 	$(CARGO) test --release -p orion-runtime --test vocabs
 	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
+examples: models ## Run every example that runs by itself
+	for name in quickstart stream custom_runtime agents responsive batch custom_router resilient async_stream; do \
+	  $(CARGO) run --quiet --release --example $$name >/dev/null || exit 1; \
+	done
+
 fuzz: ## Fuzz every parser, SECONDS (60) each
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug
 	for target in $$($(CARGO) fuzz list); do \
@@ -110,6 +115,12 @@ scorecard: models ## The headline figures in one table: MODEL as halves, and opt
 	$(CARGO) build --quiet --release -p orion-cli
 	mkdir -p $(DEMO)
 	$(PYTHON) scripts/scorecard.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO)
+
+bench-engine: models ## What the engine costs besides the model, and what it saves
+	$(CARGO) bench --quiet --bench engine
+
+soak: models ## Clients, cancels and faults for SECONDS (60): nothing is lost, memory does not grow
+	SECONDS=$(SECONDS) $(CARGO) bench --quiet --bench soak
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512
@@ -130,7 +141,7 @@ mutants: ## Change orion-resilience in small ways, and count which changes its t
 	  --file 'orion-resilience/src/queue/*.rs' --jobs 1 --output target
 
 ##@ Before a commit
-check: lint doc deny test ## Everything CI checks: format, clippy, docs, dependencies, tests
+check: lint doc deny test examples ## Everything CI checks: format, clippy, docs, dependencies, tests, examples
 
 lint: ## Check format and clippy, warnings refused
 	$(CARGO) fmt --all --check

@@ -13,7 +13,7 @@ use orion_router::{
 use orion_runtime::{Precision, SentenceEncoder};
 
 /// Confidence from which keywords decide in a cascade: three distinct ones that nothing else speaks against.
-const KEYWORDS_SUFFICE: f32 = 0.98;
+pub(crate) const KEYWORDS_SUFFICE: f32 = 0.98;
 
 /// What a registry leaves open about its router.
 #[derive(Debug, Clone, PartialEq)]

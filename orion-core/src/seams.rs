@@ -30,6 +30,12 @@ pub trait Router: Send + Sync {
     fn route(&self, query: &Query<'_>, candidates: &[Candidate<'_>]) -> Result<Decision>;
 }
 
+impl<R: Router + ?Sized> Router for Arc<R> {
+    fn route(&self, query: &Query<'_>, candidates: &[Candidate<'_>]) -> Result<Decision> {
+        (**self).route(query, candidates)
+    }
+}
+
 /// Turns texts into unit vectors.
 pub trait Embedder: Send + Sync {
     /// One vector of [`dimension`](Self::dimension) numbers and length 1 per text, in order.
@@ -116,6 +122,11 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// As the sink would be told.
     fn count_tokens(&self, generation: &Generation) -> Result<usize>;
+
+    /// Bytes it holds now: weights, keys and values.
+    fn memory_bytes(&self) -> u64 {
+        self.info().weight_bytes
+    }
 }
 
 /// What a loaded model is.

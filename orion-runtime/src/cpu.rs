@@ -146,6 +146,23 @@ impl Executor for Cpu {
         Ok(())
     }
 
+    fn page_bytes(&self) -> usize {
+        self.kv.page_bytes()
+    }
+
+    fn read_page(&self, page: u32) -> Vec<u8> {
+        let values = self.kv.page(page).unwrap_or_default();
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn write_page(&mut self, page: u32, content: &[u8]) {
+        if let Some(values) = self.kv.page_mut(page) {
+            for (value, bytes) in values.iter_mut().zip(content.chunks_exact(2)) {
+                *value = u16::from_le_bytes([bytes[0], bytes[1]]);
+            }
+        }
+    }
+
     fn forward(
         &mut self,
         chunks: &[Chunk<'_>],

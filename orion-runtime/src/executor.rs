@@ -38,6 +38,22 @@ pub(crate) trait Executor: Send {
     /// Makes pages `0..count` usable.
     fn reserve_pages(&mut self, count: usize) -> Result<()>;
 
+    /// Bytes of one page as [`read_page`](Self::read_page) gives them; 0 if pages cannot be read.
+    fn page_bytes(&self) -> usize {
+        0
+    }
+
+    /// The content of a page, to be written back by the same executor over the same weights.
+    fn read_page(&self, page: u32) -> Vec<u8> {
+        let _ = page;
+        Vec::new()
+    }
+
+    /// Puts the content of a page back.
+    fn write_page(&mut self, page: u32, content: &[u8]) {
+        let _ = (page, content);
+    }
+
     /// Runs the chunks and appends the wanted logits to `logits`, row after row in order of chunks, each of
     /// `vocab_size`. Reads `stop` at every layer and returns [`Cancelled`](orion_core::ErrorKind::Cancelled) once it is true.
     fn forward(&mut self, chunks: &[Chunk<'_>], stop: &dyn Fn() -> bool, logits: &mut Vec<f32>)

@@ -28,6 +28,8 @@ struct Page {
     serial: u64,
     key: Option<Key>,
     last_used: u64,
+    /// Its content is on its way to the disk, or came from there.
+    kept: bool,
 }
 
 /// Hands out pages.
@@ -80,6 +82,7 @@ impl PagePool {
     fn forget(&mut self, index: usize) {
         let page = &mut self.pages[index];
         page.serial = 0;
+        page.kept = false;
         if let Some(key) = page.key.take() {
             self.remembered.remove(&key);
         }
@@ -133,6 +136,16 @@ impl PagePool {
             parent = page.serial;
             self.remembered.insert(key, index);
         }
+    }
+
+    /// Whether a page's content is on disk, or on its way there.
+    pub(crate) fn is_kept(&self, page: u32) -> bool {
+        self.pages[page as usize].kept
+    }
+
+    /// A page's content is on disk, or on its way there.
+    pub(crate) fn keep(&mut self, page: u32) {
+        self.pages[page as usize].kept = true;
     }
 
     /// Forgets everything nobody holds and lets nobody find the rest.

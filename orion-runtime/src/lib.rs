@@ -7,6 +7,7 @@ mod cpu;
 mod encoder;
 mod executor;
 mod kv;
+mod kv_files;
 mod load;
 mod model;
 mod perplexity;
@@ -27,6 +28,7 @@ pub use config::{
     Activation, Architecture, DecoderConfig, LayerOptions, RopeConfig, RopePairing, RopeScaling,
 };
 pub use encoder::{EncoderConfig, EncoderOptions, Output, Pooling, Precision, SentenceEncoder};
+pub use kv_files::KvDirectory;
 pub use model::{Described, ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
 pub use orion_kernels::ComputePool;
 pub use perplexity::Perplexity;

@@ -1,6 +1,7 @@
 //! The runtime and its models, as the rest of the program sees them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -15,6 +16,7 @@ use crate::cpu::{self, Cpu};
 use crate::encoder::{self, EncoderConfig};
 use crate::executor::Executor;
 use crate::kv::PAGE_TOKENS;
+use crate::kv_files::{KvDirectory, PageFiles};
 use crate::load;
 use crate::portable::Portable;
 use crate::sequence::Prepared;
@@ -53,6 +55,9 @@ pub struct RuntimeOptions {
     /// Positions whose keys and values are kept, for running sequences and for prefix reuse; `None` for four full
     /// contexts, at most 256 Ki. Memory is taken as it is used.
     pub kv_tokens: Option<usize>,
+    /// Where keys and values of shared beginnings outlive the model; only for weights whose digest is known. `None` for
+    /// nowhere.
+    pub kv_directory: Option<KvDirectory>,
 }
 
 impl Default for RuntimeOptions {
@@ -64,6 +69,7 @@ impl Default for RuntimeOptions {
             prefill_chunk: 512,
             queue: 64,
             kv_tokens: None,
+            kv_directory: None,
         }
     }
 }
@@ -111,6 +117,7 @@ impl LocalRuntime {
             (kind, _) => kind,
         };
         let info = info(header, &config, kind)?;
+        let digest = header.digest;
         let executor: Box<dyn Executor> = match kind {
             ExecutorKind::Cpu => {
                 let pool = options.pool.clone().map_or_else(ComputePool::shared, Ok)?;
@@ -127,13 +134,17 @@ impl LocalRuntime {
             prefill_chunk: options.prefill_chunk,
             max_pages: kv_tokens.div_ceil(PAGE_TOKENS),
         };
-        let worker = Worker::new(config.clone(), codec.clone(), executor, limits);
+        let mut worker = Worker::new(config.clone(), codec.clone(), executor, limits);
+        if let (Some(directory), Some(digest)) = (&options.kv_directory, digest) {
+            worker.keep_pages_in(PageFiles::open(directory, digest, &info.executor)?);
+        }
+        let pages = worker.page_count();
         let (work, commands) = bounded(options.max_batch);
         let (jobs, waiting) = bounded(options.queue);
         spawn("orion-model", move || worker.run(&commands))?;
         let (forward, tokenise) = (work.clone(), codec.clone());
         spawn("orion-prompt", move || prepare(&waiting, &forward, &tokenise))?;
-        Ok(LocalModel { info, config, codec, arrivals, jobs, work })
+        Ok(LocalModel { info, config, codec, arrivals, jobs, work, pages })
     }
 }
 
@@ -227,6 +238,7 @@ pub struct LocalModel {
     arrivals: Arc<Arrivals>,
     jobs: Sender<(Job, Instant)>,
     work: Sender<Command>,
+    pages: Arc<AtomicUsize>,
 }
 
 /// Which positions [`LocalModel::evaluate`] reports.
@@ -327,5 +339,10 @@ impl Model for LocalModel {
 
     fn count_tokens(&self, generation: &Generation) -> Result<usize> {
         self.codec.encode(generation).map(|tokens| tokens.len())
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let positions = (self.pages.load(Ordering::Acquire) * PAGE_TOKENS) as u64;
+        self.info.weight_bytes + positions * self.info.kv_bytes_per_token
     }
 }

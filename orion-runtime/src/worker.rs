@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
@@ -13,6 +14,7 @@ use orion_core::{
 use crate::config::DecoderConfig;
 use crate::executor::{Chunk, Executor, Rows};
 use crate::kv::{PAGE_TOKENS, PagePool};
+use crate::kv_files::PageFiles;
 use crate::sequence::{Prepared, Sequence};
 use crate::text::TextCodec;
 
@@ -51,6 +53,10 @@ pub(crate) struct Worker {
     executor: Box<dyn Executor>,
     limits: Limits,
     pool: PagePool,
+    /// Pages that take memory, for who counts it.
+    pages: Arc<AtomicUsize>,
+    /// Where pages outlive the model, if they do.
+    files: Option<PageFiles>,
     waiting: VecDeque<Prepared>,
     active: Vec<Sequence>,
     logits: Vec<f32>,
@@ -73,7 +79,24 @@ impl Worker {
     ) -> Self {
         let pool = PagePool::new(limits.max_pages);
         let (waiting, active) = (VecDeque::new(), Vec::new());
-        Self { config, codec, executor, limits, pool, waiting, active, logits: Vec::new() }
+        let pages = Arc::default();
+        let files = None;
+        Self { config, codec, executor, limits, pool, pages, files, waiting, active, logits: Vec::new() }
+    }
+
+    /// Pages outlive the model in these files, if the executor's pages can be read.
+    pub(crate) fn keep_pages_in(&mut self, files: PageFiles) {
+        self.files = Some(files).filter(|_| self.executor.page_bytes() > 0);
+    }
+
+    /// Pages of keys and values that take memory, as they come.
+    pub(crate) fn page_count(&self) -> Arc<AtomicUsize> {
+        self.pages.clone()
+    }
+
+    fn reserve_pages(&mut self) -> Result<()> {
+        self.pages.store(self.pool.len(), Ordering::Release);
+        self.executor.reserve_pages(self.pool.len())
     }
 
     /// Serves commands until their senders are gone; what is unfinished then is told so.
@@ -139,7 +162,9 @@ impl Worker {
             }
             let most = prepared.job.generation.max_tokens.map_or(usize::MAX, |most| most as usize);
             let long = self.config.rope.is_long(length.saturating_add(most).min(context));
-            let pages = self.pool.lookup(&prepared.tokens, long);
+            let mut pages = self.pool.lookup(&prepared.tokens, long);
+            self.keep(&prepared.tokens, &pages, long);
+            self.recall(&prepared.tokens, &mut pages, long);
             let cached = pages.len() * PAGE_TOKENS;
             let none = prepared.job.generation.max_tokens == Some(0);
             let sequence = Sequence::start(prepared, pages, cached, long, context);
@@ -148,6 +173,43 @@ impl Worker {
                 self.end(self.active.len() - 1, Ok(FinishReason::Length));
             }
         }
+    }
+
+    /// Has pages written that a second prompt begins with.
+    fn keep(&mut self, tokens: &[TokenId], pages: &[u32], long: bool) {
+        let Some(files) = self.files.as_ref().filter(|_| pages.iter().any(|page| !self.pool.is_kept(*page)))
+        else {
+            return;
+        };
+        let names = files.names(&tokens[..pages.len() * PAGE_TOKENS], PAGE_TOKENS, long);
+        for (name, &page) in names.into_iter().zip(pages) {
+            if !self.pool.is_kept(page) && files.offer(name, || self.executor.read_page(page)) {
+                self.pool.keep(page);
+            }
+        }
+    }
+
+    /// Takes further pages of the prompt from the disk. At least one token is left to compute.
+    fn recall(&mut self, tokens: &[TokenId], pages: &mut Vec<u32>, long: bool) {
+        let whole = tokens.len().saturating_sub(1) / PAGE_TOKENS;
+        let Some(files) = self.files.take() else { return };
+        let first = pages.len();
+        let names = if first < whole { files.names(tokens, PAGE_TOKENS, long) } else { Vec::new() };
+        for name in names.iter().take(whole).skip(first) {
+            let Some(content) = files.read(name, self.executor.page_bytes()) else { break };
+            let Ok(page) = self.pool.take() else { break };
+            if self.reserve_pages().is_err() {
+                self.pool.release(&[page]);
+                break;
+            }
+            self.executor.write_page(page, &content);
+            pages.push(page);
+        }
+        if pages.len() > first {
+            self.pool.remember(&tokens[..pages.len() * PAGE_TOKENS], pages, long);
+            pages[first..].iter().for_each(|page| self.pool.keep(*page));
+        }
+        self.files = Some(files);
     }
 
     fn retire_cancelled(&mut self) {
@@ -213,7 +275,7 @@ impl Worker {
         while sequence.pages.len() < needed {
             sequence.pages.push(self.pool.take()?);
         }
-        self.executor.reserve_pages(self.pool.len())
+        self.reserve_pages()
     }
 
     /// Runs the plans as one batch; if that fails, each alone, so that only the culprit is lost. Returns what succeeded,
@@ -326,7 +388,7 @@ impl Worker {
             while pages.len() * PAGE_TOKENS < start + count {
                 pages.push(self.pool.take()?);
             }
-            self.executor.reserve_pages(self.pool.len())?;
+            self.reserve_pages()?;
             let rows = match (evaluate.last_only, start + count == tokens.len()) {
                 (false, _) => Rows::All,
                 (true, last) => {

@@ -73,6 +73,22 @@ impl KvStore {
         self.page_values * size_of::<u16>()
     }
 
+    /// All keys and values of a page; which is whose is this crate's business, for as long as its version.
+    #[must_use]
+    pub fn page(&self, page: u32) -> Option<&[u16]> {
+        let start = self.start(page)?;
+        // SAFETY: the pointer goes to the start of a buffer of `page_values` elements that `self` owns, and whoever could
+        // write to it needs `self` exclusively.
+        Some(unsafe { std::slice::from_raw_parts(start, self.page_values) })
+    }
+
+    /// The same, to be replaced.
+    pub fn page_mut(&mut self, page: u32) -> Option<&mut [u16]> {
+        let start = self.start(page)?;
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        Some(unsafe { std::slice::from_raw_parts_mut(start, self.page_values) })
+    }
+
     pub(super) fn fits(&self, shape: &DecoderShape) -> bool {
         let head_values = 2 * shape.head_dim * PAGE_TOKENS;
         let page_values = shape.layers * shape.kv_heads * head_values;

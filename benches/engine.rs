@@ -1,0 +1,221 @@
+//! What the engine costs besides the model, over a model that takes no time; then what it saves with a real one: prompts
+//! that begin alike, now and after a restart, streams together, a switch between two models.
+//! `cargo bench --bench engine`
+
+#![allow(clippy::print_stdout, reason = "a bench talks to the person who runs it")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, unbounded};
+use orion::{
+    Completion, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job, Model,
+    ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams, Timings,
+    TokenId, Usage, WeightSource, loader::MemorySource,
+};
+
+const REQUESTS: usize = 5_000;
+const TOKENS: u32 = 200_000;
+
+/// A model on a thread of its own that says as many tokens as it is asked for, at once.
+struct Instantly(ModelInfo, Sender<Job>);
+
+impl Model for Instantly {
+    fn info(&self) -> &ModelInfo {
+        &self.0
+    }
+
+    fn submit(&self, job: Job) -> Result<()> {
+        self.1.send(job).map_err(|_| Error::unsupported("the thread has ended"))
+    }
+
+    fn count_tokens(&self, _: &Generation) -> Result<usize> {
+        Ok(1)
+    }
+}
+
+fn talk(mut job: Job) {
+    let tokens = job.generation.max_tokens.unwrap_or(1);
+    job.sink.event(GenerationEvent::Started { prompt_tokens: 1, cached_tokens: 0 });
+    for n in 0..tokens {
+        let event = GenerationEvent::Token { id: TokenId(n), text: "word ".into(), logprobs: None };
+        if job.sink.event(event) == Flow::Pause {
+            while !job.sink.ready() {
+                std::hint::spin_loop();
+            }
+        }
+    }
+    let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: tokens };
+    let done = Completion::new(FinishReason::Stop, String::new(), Vec::new(), usage, Timings::default());
+    job.sink.event(GenerationEvent::Done(done));
+}
+
+struct InstantRuntime;
+
+impl Runtime for InstantRuntime {
+    fn load(&self, _: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
+        let (to, jobs) = unbounded();
+        std::thread::spawn(move || jobs.into_iter().for_each(talk));
+        Ok(Arc::new(Instantly(ModelInfo::new("instant"), to)))
+    }
+}
+
+fn engine() -> Result<Engine> {
+    let builder = Engine::builder()
+        .runtime(Arc::new(InstantRuntime))
+        .sources(|_| Ok(MemorySource::new(ModelFormat::Gguf).build()));
+    let agents = [("code", "function"), ("poet", "poem"), ("cook", "recipe"), ("doctor", "headache")];
+    let agents = agents.map(|(id, word)| {
+        let mut spec = ModelSpec::new(id.into(), vec![FileSpec::new("memory")]);
+        spec.keywords = vec![word.to_owned()];
+        spec
+    });
+    agents.into_iter().fold(builder, orion::EngineBuilder::spec).default_model("cook").build()
+}
+
+fn percentile(times: &[Duration], share: f64) -> f64 {
+    times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6
+}
+
+fn overhead() -> Result<()> {
+    let engine = engine()?;
+    engine.infer("warm up the poem")?;
+    let mut times = Vec::with_capacity(REQUESTS);
+    for n in 0..REQUESTS {
+        let start = Instant::now();
+        engine.infer(format!("Please write a poem about the number {n}"))?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!(
+        "per request, keyword routing, one at a time: p50 {:.0} us, p99 {:.0} us ({REQUESTS} requests)",
+        percentile(&times, 0.5),
+        percentile(&times, 0.99),
+    );
+
+    let start = Instant::now();
+    let stream = engine.stream(Request::of(Prompt::Text("a poem".into())).max_tokens(TOKENS));
+    let events = stream.count();
+    let each = start.elapsed().as_secs_f64() * 1e6 / f64::from(TOKENS);
+    println!("per token: {each:.2} us, model and reading included ({events} events)");
+    Ok(())
+}
+
+fn local(kv: Option<&std::path::Path>) -> orion::EngineBuilder {
+    let model = orion_testkit::models::smollm2();
+    let builder = Engine::builder().model("a", model.to_string_lossy());
+    match kv {
+        Some(folder) => builder.kv_directory(folder, 1 << 30),
+        None => builder,
+    }
+}
+
+fn ask(engine: &Engine, model: &str, tokens: u32, text: String) -> Result<orion::Answer> {
+    let request = Request::new(text).model(model).sampling(SamplingParams::greedy()).max_tokens(tokens);
+    engine.infer_with(request)
+}
+
+/// A prompt of about a thousand tokens that begins like every other.
+fn long(question: &str) -> String {
+    format!("{}{question}", "Always answer in one short sentence and never use lists. ".repeat(80))
+}
+
+fn prefixes() -> Result<()> {
+    let folder = tempfile::tempdir().map_err(|error| Error::io(error, "a scratch directory"))?;
+    let run = |engine: &Engine, question: &str| -> Result<(f64, u32, u32)> {
+        let answer = ask(engine, "a", 4, long(question))?;
+        let usage = answer.usage;
+        Ok((answer.timings.ttft.as_secs_f64(), usage.cached_tokens, usage.prompt_tokens))
+    };
+    let engine = local(Some(folder.path())).build()?;
+    engine.preload("a")?;
+    let (first, _, tokens) = run(&engine, "What is water?")?;
+    let (second, cached, _) = run(&engine, "What is fire?")?;
+    engine.shutdown(Duration::from_secs(10));
+    // The pages are on their way to the disk.
+    std::thread::sleep(Duration::from_secs(2));
+    let engine = local(Some(folder.path())).build()?;
+    engine.preload("a")?;
+    let (restarted, kept, _) = run(&engine, "What is earth?")?;
+    println!(
+        "TTFT of a prompt of {tokens} tokens: {first:.3} s; again, {cached} cached: {second:.3} s ({:.2} x); \
+         after a restart, {kept} from disk: {restarted:.3} s ({:.2} x)",
+        second / first,
+        restarted / first,
+    );
+    Ok(())
+}
+
+fn together() -> Result<()> {
+    const TOKENS: u32 = 128;
+    let generation = |n: usize| {
+        let prompt = format!("Tell me a long story about the number {n}.");
+        let mut generation = Generation::user(prompt).sampling(SamplingParams::greedy()).max_tokens(TOKENS);
+        generation.ignore_eos = true;
+        generation
+    };
+    let rate = |seconds: f64, tokens: u32| f64::from(tokens) / seconds;
+    let model = orion::open(orion_testkit::models::smollm2())?;
+    model.wait_loaded()?;
+    let start = Instant::now();
+    let streams = (0..8).map(|n| model.stream(generation(n))).collect::<Result<Vec<_>>>()?;
+    let mut tokens = 0;
+    for stream in streams {
+        tokens += stream.completion()?.usage.completion_tokens;
+    }
+    let alone = rate(start.elapsed().as_secs_f64(), tokens);
+    drop(model);
+    let engine = local(None).build()?;
+    engine.preload("a")?;
+    let start = Instant::now();
+    let streams: Vec<_> = (0..8)
+        .map(|n| {
+            let prompt = format!("Tell me a long story about the number {n}.");
+            engine.stream(Request::new(prompt).sampling(SamplingParams::greedy()).max_tokens(TOKENS))
+        })
+        .collect();
+    let (mut tokens, mut rates) = (0, Vec::new());
+    for stream in streams {
+        let answer = stream.answer()?;
+        tokens += answer.usage.completion_tokens;
+        rates.push(rate(answer.timings.decode.as_secs_f64(), answer.usage.completion_tokens));
+    }
+    let through = rate(start.elapsed().as_secs_f64(), tokens);
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "8 streams: {through:.0} tokens/s through the engine, {alone:.0} of the runtime alone ({:.2} x); \
+         fastest stream / slowest {:.2}",
+        through / alone,
+        rates[7] / rates[0],
+    );
+    Ok(())
+}
+
+fn switching() -> Result<()> {
+    let folder = tempfile::tempdir().map_err(|error| Error::io(error, "a scratch directory"))?;
+    let twin = folder.path().join("twin.gguf");
+    std::fs::copy(orion_testkit::models::smollm2(), &twin).map_err(|error| Error::io(error, "a copy"))?;
+    let engine = local(None).model("b", twin.to_string_lossy()).build()?;
+    engine.preload("a")?;
+    engine.preload("b")?;
+    let mut run = |models: [&str; 2]| -> Result<f64> {
+        let mut times = Vec::new();
+        for n in 0..20 {
+            let start = Instant::now();
+            ask(&engine, models[n % 2], 1, "Hi".into())?;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        Ok(percentile(&times, 0.5) / 1e3)
+    };
+    let (same, other) = (run(["a", "a"])?, run(["a", "b"])?);
+    println!("one token from the same model: {same:.1} ms; from two in turns: {other:.1} ms");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    overhead()?;
+    prefixes()?;
+    together()?;
+    switching()
+}

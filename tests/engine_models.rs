@@ -1,0 +1,208 @@
+//! The engine with real models: what it adds must not change a single token.
+#![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
+
+use std::path::Path;
+
+use orion::{
+    Engine, EngineEvent, ErrorKind, FinishReason, Generation, ModelExt, Request, SamplingParams, state::Phase,
+};
+use orion_testkit::models;
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn smollm2() -> Engine {
+    Engine::builder().model("smollm2", path(&models::smollm2())).build().unwrap()
+}
+
+fn greedy(prompt: &str, tokens: u32) -> Request {
+    Request::new(prompt).sampling(SamplingParams::greedy()).max_tokens(tokens)
+}
+
+#[test]
+fn a_program_of_five_lines_gets_its_answer() {
+    let answer = smollm2().infer_with(greedy("List three fruits.", 40)).unwrap();
+    assert!(answer.text.contains("Apples"), "{}", answer.text);
+    assert!(answer.usage.prompt_tokens > 5 && answer.timings.ttft > std::time::Duration::ZERO);
+}
+
+#[test]
+fn the_engine_says_what_the_model_says_alone_or_in_a_crowd() {
+    let prompts: Vec<String> = (0..6).map(|n| format!("Write a sentence about the number {n}.")).collect();
+    let model = orion::open(models::smollm2()).unwrap();
+    let alone: Vec<_> = prompts
+        .iter()
+        .map(|prompt| {
+            let generation = Generation::user(prompt).sampling(SamplingParams::greedy()).max_tokens(24);
+            model.generate(generation).unwrap().tokens
+        })
+        .collect();
+    let engine = smollm2();
+    let streams: Vec<_> = prompts.iter().map(|prompt| engine.stream(greedy(prompt, 24))).collect();
+    for (stream, alone) in streams.into_iter().zip(alone) {
+        let mut text = String::new();
+        for event in stream {
+            match event {
+                EngineEvent::Token { text: piece, .. } => text += &piece,
+                EngineEvent::Done(answer) => {
+                    assert_eq!(answer.tokens, alone);
+                    assert!(answer.text.starts_with(&text), "{text:?} is not the start of {:?}", answer.text);
+                }
+                EngineEvent::Failed { error, .. } => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_that_begins_like_an_earlier_one_is_not_computed_again() {
+    let engine = smollm2();
+    let rules = "Always answer in one short sentence. Never use lists. ".repeat(12);
+    let mut ask = |question: &str| {
+        let mut chat = engine.chat().system(&rules).like(greedy("", 8));
+        chat.say(question).unwrap()
+    };
+    let (first, second) = (ask("What is water?"), ask("What is fire?"));
+    assert_eq!(first.usage.cached_tokens, 0);
+    assert!(second.usage.cached_tokens >= 64, "{:?}", second.usage);
+    let fresh = smollm2().chat().system(&rules).like(greedy("", 8)).say("What is fire?").unwrap();
+    assert_eq!(fresh.tokens, second.tokens);
+    assert_eq!(engine.stats().unwrap().outcomes.cached_tokens, u64::from(second.usage.cached_tokens));
+}
+
+#[test]
+fn a_prompt_beyond_the_context_is_the_callers_mistake() {
+    let engine = smollm2();
+    let error = engine.infer_with(greedy(&"word ".repeat(9000), 4)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ContextOverflow);
+    assert!(error.to_string().contains("the context holds 8192"), "{error}");
+    assert_eq!(engine.health()[0].1, orion::Health::Healthy);
+}
+
+#[test]
+fn a_real_prompt_and_a_real_answer_can_be_cancelled() {
+    let engine = smollm2();
+    engine.preload("smollm2").unwrap();
+    let mut decoding = engine.stream(greedy("Tell me a very long story.", 4000));
+    assert!(decoding.by_ref().any(|event| matches!(event, EngineEvent::Token { .. })));
+    decoding.cancel();
+    let answer = decoding.answer().unwrap();
+    assert_eq!(answer.reason, FinishReason::Cancelled);
+    assert!(answer.usage.completion_tokens >= 1 && answer.usage.completion_tokens < 4000);
+    let mut prefilling = engine.stream(greedy(&"Once more. ".repeat(2500), 10));
+    assert!(prefilling.by_ref().any(|event| matches!(event, EngineEvent::Prefill { .. })));
+    prefilling.cancel();
+    let answer = prefilling.answer().unwrap();
+    assert_eq!((answer.reason, answer.report.phase()), (FinishReason::Cancelled, Phase::Cancelled));
+    assert_eq!(answer.report.ttft(), None);
+}
+
+#[test]
+fn two_models_take_turns_in_a_budget_for_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let twin = folder.path().join("twin.gguf");
+    std::fs::copy(models::smollm2(), &twin).unwrap();
+    let engine = Engine::builder()
+        .model("one", path(&models::smollm2()))
+        .model("two", path(&twin))
+        .memory(180_000_000)
+        .build()
+        .unwrap();
+    let answers: Vec<_> = ["one", "two", "one"]
+        .map(|id| engine.infer_with(greedy("List three fruits.", 12).model(id)).unwrap())
+        .to_vec();
+    assert!(answers.windows(2).all(|pair| pair[0].tokens == pair[1].tokens));
+    let stats = engine.stats().unwrap();
+    assert_eq!(stats.evictions, 2);
+    assert_eq!(stats.models.iter().map(|model| model.loads).sum::<u64>(), 3);
+}
+
+#[test]
+fn a_file_cut_short_is_refused_with_its_place_and_stops_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let cut = folder.path().join("cut.gguf");
+    let bytes = std::fs::read(models::smollm2()).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let engine = Engine::builder()
+        .model("cut", path(&cut))
+        .model("whole", path(&models::smollm2()))
+        .default_model("whole")
+        .build()
+        .unwrap();
+    let alone = greedy("List three fruits.", 8).model("cut");
+    let error = engine.infer_with(alone.clone().without_fallback()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("cut.gguf"), "{error}");
+    let answer = engine.infer_with(alone).unwrap();
+    assert_eq!((answer.model.as_str(), answer.report.trace.state().fallbacks), ("whole", 1));
+}
+
+#[test]
+fn the_demo_catalogue_routes_among_its_agents_and_loads_their_weights_once() {
+    models::minilm();
+    let engine = Engine::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models.json")).unwrap();
+    let kinds = [
+        ("code", "Write a Rust function that reverses a string."),
+        ("translation", "Translate into French: good morning, my friend."),
+        ("reasoning", "If a train travels 60 km in 45 minutes, what is its speed in km/h? Work it out."),
+        ("creative", "Write a short poem about autumn leaves."),
+    ];
+    for (kind, prompt) in kinds {
+        let decision = engine.route(prompt).unwrap();
+        assert_eq!(decision.chosen().map(|model| model.as_str()), Some(kind), "{decision:?}");
+        let answer = engine.infer_with(greedy(prompt, 4)).unwrap();
+        assert_eq!((answer.model.as_str(), answer.report.decision.is_some()), (kind, true));
+    }
+    let stats = engine.stats().unwrap();
+    assert_eq!((stats.models.len(), stats.models[0].loads), (1, 1), "{stats:?}");
+    let vectors = engine.embed(&["a cat", "a kitten", "tax law"]).unwrap();
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    assert!((dot(&vectors[0], &vectors[0]) - 1.0).abs() < 1e-3);
+    assert!(dot(&vectors[0], &vectors[1]) > dot(&vectors[0], &vectors[2]) + 0.2);
+}
+
+#[test]
+fn a_system_prompt_outlives_its_model_and_its_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let build = |memory: u64| {
+        Engine::builder()
+            .model("m", path(&models::smollm2()))
+            .kv_directory(folder.path(), memory)
+            .build()
+            .unwrap()
+    };
+    let rules = "Always answer in one short sentence. Never use lists. ".repeat(12);
+    let ask = |engine: &Engine, question: &str| {
+        engine.chat().system(&rules).like(greedy("", 8)).say(question).unwrap()
+    };
+    let engine = build(1 << 30);
+    let first = ask(&engine, "What is water?");
+    let second = ask(&engine, "What is fire?");
+    let kept = (second.usage.cached_tokens / 64) as usize;
+    assert!(kept >= 1 && first.usage.cached_tokens == 0);
+    engine.shutdown(std::time::Duration::from_secs(60));
+    let files = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().flatten();
+        files.filter(|file| file.path().extension() == Some("kv".as_ref())).count()
+    };
+    let start = std::time::Instant::now();
+    while files() < kept {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "{} of {kept} pages", files());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let restarted = build(1 << 30);
+    let again = ask(&restarted, "What is fire?");
+    assert_eq!((again.usage.cached_tokens, &again.tokens), (second.usage.cached_tokens, &second.tokens));
+
+    // A page that rots is computed again, and nothing else changes.
+    for file in std::fs::read_dir(folder.path()).unwrap().flatten() {
+        let mut bytes = std::fs::read(file.path()).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(file.path(), bytes).unwrap();
+    }
+    let rotten = ask(&build(1 << 30), "What is fire?");
+    assert_eq!((rotten.usage.cached_tokens, rotten.tokens), (0, second.tokens));
+}
