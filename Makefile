@@ -11,7 +11,7 @@ ORION := $(CARGO) run --quiet --release -p orion-cli --
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help run chat models models-gemma router-data build test test-unit fuzz check lint lint-fix format doc deny bench bench-peers eval
+.PHONY: help run chat models models-gemma router-data build test test-unit fuzz check lint lint-fix format doc deny bench bench-peers bench-ttft eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -59,6 +59,9 @@ bench: models ## Tokens per second, load time and memory of MODEL
 bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns
 	$(CARGO) build --quiet --release -p orion-cli
 	$(PYTHON) scripts/bench_peers.py "$(MODEL)"
+
+bench-ttft: models ## Time to first token of MODEL while it arrives: predicted against measured
+	$(CARGO) bench --quiet --bench ttft -- --model "$(MODEL)" --responder
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512

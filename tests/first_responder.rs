@@ -74,7 +74,9 @@ impl Model for Script {
 
 impl Continues for Script {
     fn continuing(&self, generation: &Generation, said: &str) -> Result<Generation> {
-        Ok(Generation { prompt: Prompt::Text(said.into()), ..generation.clone() })
+        let mut rest = generation.clone();
+        rest.prompt = Prompt::Text(said.into());
+        Ok(rest)
     }
 }
 
