@@ -20,7 +20,7 @@ SHARDS ?= 4
 DEMO   := target/demo
 
 .PHONY: scorecard quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-parts bench-engine soak router-head router-reach mutants eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-ttft bench-parts bench-engine soak router-head router-reach mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -121,6 +121,9 @@ bench-engine: models ## What the engine costs besides the model, and what it sav
 
 soak: models ## Clients, cancels and faults for SECONDS (60): nothing is lost, memory does not grow
 	SECONDS=$(SECONDS) $(CARGO) bench --quiet --bench soak
+
+bench-ttft: models ## Time to first token of MODEL while it arrives: predicted against measured
+	$(CARGO) bench --quiet --bench ttft -- --model "$(MODEL)" --responder
 
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512

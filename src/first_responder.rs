@@ -71,9 +71,9 @@ impl Continues for LocalModel {
     fn continuing(&self, generation: &Generation, said: &str) -> Result<Generation> {
         let mut tokens = self.codec().encode(generation)?;
         tokens.extend(self.codec().tokenizer()?.encode(said, SpecialTokens::Plain)?);
-        let mut continued = generation.clone();
-        continued.prompt = Prompt::Tokens(tokens);
-        Ok(continued)
+        let mut rest = generation.clone();
+        rest.prompt = Prompt::Tokens(tokens);
+        Ok(rest)
     }
 }
 

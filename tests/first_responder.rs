@@ -74,9 +74,9 @@ impl Model for Script {
 
 impl Continues for Script {
     fn continuing(&self, generation: &Generation, said: &str) -> Result<Generation> {
-        let mut continued = generation.clone();
-        continued.prompt = Prompt::Text(said.into());
-        Ok(continued)
+        let mut rest = generation.clone();
+        rest.prompt = Prompt::Text(said.into());
+        Ok(rest)
     }
 }
 

@@ -731,3 +731,157 @@ fn a_cache_that_cannot_be_made_is_an_error() {
     fs::write(&file, b"").unwrap();
     assert!(Loader::new(LoaderOptions::new().cache_directory(file.join("cache"))).is_err());
 }
+
+#[test]
+fn a_server_that_drips_is_given_up() {
+    let bench = Bench::new();
+    let server = Server::start(move |request, _, stream| {
+        head(request, stream, &[0; 100_000]);
+        while stream.write_all(&[0]).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let loader = Loader::new(bench.options().retries(1).stall(Duration::from_millis(200))).unwrap();
+    let error = refused(&loader, &format!("{}/m.gguf", server.url));
+    assert_eq!(error.kind(), ErrorKind::Network);
+    assert!(error.to_string().contains("bytes came in"), "{error}");
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[test]
+fn lengths_that_are_not_kept_are_noticed() {
+    let bench = Bench::new();
+    let body = model(1);
+    for (announced, sent) in [(body.len() + 10, body.len()), (body.len(), body.len() - 10)] {
+        let bytes = body[..sent].to_vec();
+        let server = Server::start(move |_, _, stream| {
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nETag: \"x\"\r\nContent-Length: {announced}\r\nConnection: close\r\n\r\n"
+            );
+            let _ = stream.write_all(&bytes);
+        });
+        let loader = Loader::new(bench.options().retries(1)).unwrap();
+        let error = refused(&loader, &format!("{}/m.gguf", server.url));
+        assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+        assert_eq!(loader.cache().list().unwrap(), []);
+    }
+}
+
+#[test]
+fn a_mapped_shard_survives_replacement_and_is_refused_once_cut() {
+    let bench = Bench::new();
+    let (set, shards) = shard_set();
+    let json = set.to_json().unwrap();
+    let (first, second) = (shards[0].clone(), shards[1].clone());
+    let server = Server::start(move |request, _, stream| match request.path.as_str() {
+        "/orion-shards.json" => good(request, stream, json.as_bytes()),
+        "/config.json" => good(request, stream, b"{}"),
+        "/s0.bin" => good(request, stream, &first),
+        _ => good(request, stream, &second),
+    });
+    let url = format!("{}/orion-shards.json", server.url);
+    bench.loader().pull(&url).unwrap();
+    let source = bench.loader().open(&url).unwrap();
+    assert_eq!(all(&source), [0, 1, 2, 3]);
+    let window = source.tensor(1).unwrap();
+    let blob = |number: usize| bench.directory.path().join("blobs").join(sha256(&shards[number]).to_string());
+    // Replaced by another file: who has the old one keeps it.
+    let other = bench.directory.path().join("other");
+    fs::write(&other, b"short").unwrap();
+    fs::rename(&other, blob(0)).unwrap();
+    assert_eq!((window[0], source.tensor(0).unwrap()[0]), (1, 0));
+    // Cut in place, by somebody who is not us: an error, not the end of the process.
+    fs::File::options().write(true).open(blob(1)).unwrap().set_len(100).unwrap();
+    assert_eq!(Reason::of(&source.tensor(3).unwrap_err()), Some(Reason::Truncated));
+    // Who comes later finds both wrong by their length, and has them fetched again.
+    assert_eq!(all(&bench.loader().open(&url).unwrap()), [0, 1, 2, 3]);
+    bench.check_blobs();
+}
+
+#[test]
+fn a_large_file_is_fetched_over_several_connections() {
+    let bench = Bench::new();
+    let body: Vec<u8> =
+        (0..12_000_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let served = body.clone();
+    let server = Server::start(move |request, _, stream| good(request, stream, &served));
+    let loader = Loader::new(bench.options().connections(3)).unwrap();
+    assert!(pulled(&loader, &format!("{}/m.gguf", server.url)) == body);
+    let parts = server.requests().iter().filter(|request| request.range().1.is_some()).count();
+    assert!(parts >= 8, "{parts}");
+    bench.check_blobs();
+}
+
+#[test]
+fn what_nobody_uses_is_not_fetched_far_ahead() {
+    let (bench, body) = (Bench::new(), model(100));
+    let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (served, count) = (body.clone(), Arc::clone(&sent));
+    let server = Server::start(move |request, _, stream| {
+        let from = head(request, stream, &served);
+        for piece in served[from..].chunks(4096) {
+            if stream.write_all(piece).is_err() {
+                return;
+            }
+            count.fetch_add(piece.len(), Ordering::SeqCst);
+        }
+    });
+    let options = bench.options().read_ahead(Some(200_000)).connections(1);
+    let source = Loader::new(options).unwrap().open(&format!("{}/m.gguf", server.url)).unwrap();
+    // Whoever asks gets what they ask for, in any order, and in the end all of it.
+    assert_eq!(source.tensor(60).unwrap()[0], 60);
+    assert_eq!(source.tensor(3).unwrap()[0], 3);
+    let expected: Vec<u8> = (0..100).collect();
+    assert_eq!(all(&source), expected);
+    assert!(sent.load(Ordering::SeqCst) >= body.len());
+}
+
+#[test]
+fn open_waits_for_as_many_shards_as_it_is_told_to() {
+    let bench = Bench::new();
+    let (set, shards) = shard_set();
+    let json = set.to_json().unwrap();
+    let server = Server::start(move |request, _, stream| match request.path.as_str() {
+        "/orion-shards.json" => good(request, stream, json.as_bytes()),
+        "/config.json" => good(request, stream, b"{}"),
+        "/s0.bin" => good(request, stream, &shards[0]),
+        _ => good(request, stream, &shards[1]),
+    });
+    let loader = Loader::new(bench.options().initial_shards(2)).unwrap();
+    let source = loader.open(&format!("{}/orion-shards.json", server.url)).unwrap();
+    // Nothing more is asked of the server.
+    drop(server);
+    assert_eq!(all(&source), [0, 1, 2, 3]);
+}
+
+#[test]
+fn prefetching_rests_while_a_model_is_loaded() {
+    let (bench, body) = (Bench::new(), model(5));
+    let server = Server::of(vec![("/a.gguf", body.clone()), ("/b.gguf", body.clone())]);
+    let loader = bench.loader();
+    let source = loader.open(&format!("{}/a.gguf", server.url)).unwrap();
+    all(&source);
+    let prefetch = loader.prefetch(&format!("{}/b.gguf", server.url)).unwrap();
+    // It asks, takes a first piece and waits: the model's source is still held.
+    while server.requests().len() < 2 {
+        std::thread::yield_now();
+    }
+    assert!(!prefetch.is_finished());
+    drop(source);
+    let files = prefetch.wait().unwrap();
+    assert_eq!(fs::read(&files[0]).unwrap(), body);
+}
+
+#[test]
+fn prefetching_a_local_model_reads_its_files() {
+    let bench = Bench::new();
+    let path = bench.directory.path().join("m.gguf");
+    fs::write(&path, model(2)).unwrap();
+    let files = bench.loader().prefetch(path.to_str().unwrap()).unwrap().wait().unwrap();
+    assert_eq!(files, [path]);
+    assert_eq!(
+        bench.loader().prefetch("missing.gguf").unwrap().wait().unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+}
