@@ -148,12 +148,9 @@ fn prefixes() -> Result<()> {
 
 fn together() -> Result<()> {
     const TOKENS: u32 = 128;
-    let generation = |n: usize| {
-        let prompt = format!("Tell me a long story about the number {n}.");
-        let mut generation = Generation::user(prompt).sampling(SamplingParams::greedy()).max_tokens(TOKENS);
-        generation.ignore_eos = true;
-        generation
-    };
+    let prompt = |n: usize| format!("Tell me a long story about the number {n}.");
+    let generation =
+        |n: usize| Generation::user(prompt(n)).sampling(SamplingParams::greedy()).max_tokens(TOKENS);
     let rate = |seconds: f64, tokens: u32| f64::from(tokens) / seconds;
     let model = orion::open(orion_testkit::models::smollm2())?;
     model.wait_loaded()?;
@@ -168,12 +165,8 @@ fn together() -> Result<()> {
     let engine = local(None).build()?;
     engine.preload("a")?;
     let start = Instant::now();
-    let streams: Vec<_> = (0..8)
-        .map(|n| {
-            let prompt = format!("Tell me a long story about the number {n}.");
-            engine.stream(Request::new(prompt).sampling(SamplingParams::greedy()).max_tokens(TOKENS))
-        })
-        .collect();
+    let request = |n: usize| Request::new(prompt(n)).sampling(SamplingParams::greedy()).max_tokens(TOKENS);
+    let streams: Vec<_> = (0..8).map(|n| engine.stream(request(n))).collect();
     let (mut tokens, mut rates) = (0, Vec::new());
     for stream in streams {
         let answer = stream.answer()?;
@@ -198,7 +191,7 @@ fn switching() -> Result<()> {
     let engine = local(None).model("b", twin.to_string_lossy()).build()?;
     engine.preload("a")?;
     engine.preload("b")?;
-    let mut run = |models: [&str; 2]| -> Result<f64> {
+    let run = |models: [&str; 2]| -> Result<f64> {
         let mut times = Vec::new();
         for n in 0..20 {
             let start = Instant::now();

@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     let streams: Vec<_> = (0..20).map(|n| engine.stream(format!("Count from {n}."))).collect();
     std::thread::sleep(Duration::from_millis(200));
     println!("{:?}", engine.shutdown(Duration::from_millis(300)));
-    let ended = streams.into_iter().map(|stream| stream.answer()).filter(Result::is_ok).count();
+    let ended = streams.into_iter().map(|stream| stream.answer()).filter(|answer| answer.is_ok()).count();
     println!("of 20 callers {ended} have an answer or the part of it there was; the others were turned away");
     Ok(())
 }

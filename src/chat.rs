@@ -98,6 +98,7 @@ impl Chat {
 
 /// The events of one turn; as [`AnswerStream`].
 #[derive(Debug)]
+#[must_use = "dropping the stream cancels the request"]
 pub struct ChatStream {
     inner: AnswerStream,
     state: Arc<Mutex<State>>,

@@ -291,6 +291,7 @@ impl Inner {
 ///
 /// Dropping the stream cancels the request, wherever it is. A stream that is not read pauses its generation after a
 /// while, and only its own.
+#[must_use = "dropping the stream cancels the request"]
 pub struct AnswerStream {
     flight: Arc<Flight>,
     /// Keeps the engine open for as long as the stream is.

@@ -60,7 +60,7 @@ fn the_engine_says_what_the_model_says_alone_or_in_a_crowd() {
 fn a_prompt_that_begins_like_an_earlier_one_is_not_computed_again() {
     let engine = smollm2();
     let rules = "Always answer in one short sentence. Never use lists. ".repeat(12);
-    let mut ask = |question: &str| {
+    let ask = |question: &str| {
         let mut chat = engine.chat().system(&rules).like(greedy("", 8));
         chat.say(question).unwrap()
     };

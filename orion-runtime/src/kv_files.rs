@@ -228,7 +228,8 @@ mod tests {
         let whole = [&Sha256::digest([5; 8])[..], &[5; 8]].concat();
         let mut flipped = whole.clone();
         flipped[35] ^= 1;
-        for damaged in [&flipped[..], &whole[..39], &[&whole[..], &[0]].concat(), &[]] {
+        let longer = [&whole[..], &[0]].concat();
+        for damaged in [&flipped[..], &whole[..39], &longer[..], &[]] {
             fs::write(&path, damaged).unwrap();
             assert_eq!(files.read(&name, 8), None);
             assert!(!path.exists());
