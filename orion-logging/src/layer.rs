@@ -1,7 +1,6 @@
 //! The layer: collects, redacts, renders once per format, hands over.
 
 use std::cell::Cell;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use orion_core::Clock;
@@ -40,6 +39,40 @@ pub(crate) struct OrionLayer(pub(crate) Arc<Shared>);
 struct Rendered {
     name: &'static str,
     fields: String,
+    /// All of it, rendered when the span was made and not with every event in it.
+    json: String,
+}
+
+impl Rendered {
+    fn new(name: &'static str, fields: String) -> Self {
+        let mut rendered = Self { name, fields, json: String::new() };
+        rendered.render();
+        rendered
+    }
+
+    fn render(&mut self) {
+        self.json.clear();
+        self.json.push_str("{\"name\":");
+        write_json(&mut self.json, self.name);
+        if !self.fields.is_empty() {
+            self.json.push_str(",\"fields\":{");
+            self.json.push_str(&self.fields);
+            self.json.push('}');
+        }
+        self.json.push('}');
+    }
+
+    fn pretty(&self, out: &mut String) {
+        if !out.is_empty() {
+            out.push_str(" > ");
+        }
+        out.push_str(self.name);
+        if !self.fields.is_empty() {
+            out.push('{');
+            out.push_str(&self.fields);
+            out.push('}');
+        }
+    }
 }
 
 /// Room that is used again from event to event, one per thread.
@@ -79,7 +112,7 @@ where
             fields: &mut fields,
             scratch: &mut scratch,
         });
-        span.extensions_mut().insert(Rendered { name: attributes.metadata().name(), fields: fields.json });
+        span.extensions_mut().insert(Rendered::new(attributes.metadata().name(), fields.json));
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
@@ -97,6 +130,7 @@ where
                 rendered.fields.push(',');
             }
             rendered.fields.push_str(&fields.json);
+            rendered.render();
         }
     }
 
@@ -111,20 +145,16 @@ where
             let (fields, scratch) = (&mut space.fields, &mut space.scratch);
             event.record(&mut Collector { redactor: &shared.redactor, fields, scratch });
             let _ = write_rfc3339(&mut space.time, shared.clock.wall());
-            for span in context.event_scope(event).into_iter().flatten().collect::<Vec<_>>().iter().rev() {
+            let people = shared.outputs.iter().any(|output| output.format == Format::Pretty);
+            for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
                 let extensions = span.extensions();
                 let Some(rendered) = extensions.get::<Rendered>() else { continue };
-                let comma = if space.spans.is_empty() { "" } else { "," };
-                let _ = write!(space.spans, "{comma}{{\"name\":");
-                write_json(&mut space.spans, rendered.name);
-                if !rendered.fields.is_empty() {
-                    let _ = write!(space.spans, ",\"fields\":{{{}}}", rendered.fields);
+                if !space.spans.is_empty() {
+                    space.spans.push(',');
                 }
-                space.spans.push('}');
-                let arrow = if space.pretty_spans.is_empty() { "" } else { " > " };
-                let _ = write!(space.pretty_spans, "{arrow}{}", rendered.name);
-                if !rendered.fields.is_empty() {
-                    let _ = write!(space.pretty_spans, "{{{}}}", rendered.fields);
+                space.spans.push_str(&rendered.json);
+                if people {
+                    rendered.pretty(&mut space.pretty_spans);
                 }
             }
             let mut line = Line {

@@ -604,7 +604,11 @@ pub(crate) fn save(path: &Path, about: &impl Serialize, parts: &[Part<'_>]) -> R
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let about = |error| Error::io(error, path.display().to_string());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(about)?;
+    let mut builder = tempfile::Builder::new();
+    // A new file gets what the system's mask leaves of this, not the owner-only mode of temporary files.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(about)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(about)?;
     file.persist(path).map_err(|error| about(error.error))?;
     Ok(())

@@ -103,6 +103,23 @@ fn training_is_deterministic_and_a_saved_head_is_the_same_head() {
 }
 
 #[test]
+fn calibration_sets_the_threshold_and_leaves_the_weights() {
+    let trained = head(AbstainAt::Never);
+    assert_eq!(trained.threshold(), f32::NEG_INFINITY);
+    let words = Words("words");
+    let calibrate =
+        |examples: &[Example]| trained.clone().calibrated(&words, examples, AbstainAt::InScopeAccuracy(0.5));
+    let calibrated = calibrate(&examples(3, 90)).unwrap();
+    let report = evaluate(&calibrated, &words, &examples(3, 90), &SystemClock::new()).unwrap();
+    // 45 of 90 are still answered, and rightly; prompts that come twice may add a few.
+    assert!((0.5..0.6).contains(&report.accuracy), "{}", report.accuracy);
+    assert_eq!(calibrated.with_threshold(f32::NEG_INFINITY).labels(), trained.labels());
+    let stranger = calibrate(&[Example::new("the tax of moon", "astronomy")]).unwrap_err();
+    assert!(stranger.to_string().contains("astronomy"), "{stranger}");
+    assert!(calibrate(&foreign()).unwrap_err().to_string().contains("no example in scope"));
+}
+
+#[test]
 fn heads_of_another_encoder_or_with_changed_bytes_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("head");

@@ -269,34 +269,12 @@ fn agents_of_the_registry_across_folds() {
     let examples = orion_router::agent_examples();
     let french = examples.len() / 2;
     let clock = SystemClock::new();
-    let grid = std::env::var_os("ORION_GRID").is_some();
-    let mut tries: Vec<(String, GramOptions, f32)> = vec![
-        ("words".to_owned(), GramOptions::default(), 3e-4),
-        ("words and letters".to_owned(), GramOptions::with_letters(), 3e-4),
-    ];
-    if grid {
-        for (letters, weight, reg, words) in [
-            ((3, 5), 1.2, 3e-4, 2),
-            ((3, 5), 0.8, 1e-3, 2),
-            ((3, 5), 1.2, 1e-3, 2),
-            ((3, 5), 0.8, 3e-3, 2),
-            ((2, 4), 0.8, 1e-3, 2),
-            ((3, 6), 1.0, 1e-3, 1),
-            ((3, 5), 2.0, 1e-3, 2),
-            ((3, 5), 1.2, 3e-3, 3),
-        ] {
-            let mut grams = GramOptions::with_letters();
-            grams.letters = letters;
-            grams.weight = weight;
-            grams.words = words;
-            tries.push((format!("{letters:?} weight {weight} reg {reg} words {words}"), grams, reg));
-        }
-    }
-    for (name, grams, reg) in tries {
+    for (name, grams) in
+        [("words", GramOptions::default()), ("words and letters", GramOptions::with_letters())]
+    {
         let (mut right, mut abstained, mut of) = ([0.0; 2], [0.0; 2], [0.0; 2]);
         let mut options = HeadOptions::default();
         options.grams = grams;
-        options.train.regularisation = reg;
         for fold in 0..5 {
             let side = |held: bool| {
                 let items = examples.iter().enumerate().filter(move |(at, _)| (at % 5 == fold) == held);
