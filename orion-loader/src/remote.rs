@@ -91,6 +91,8 @@ impl Arrivals {
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| Error::new(ErrorKind::Internal, "a fetching thread panicked"))?;
         }
+        // Nothing is left to cancel, and the token may still be used for something else.
+        self.cancel = CancelToken::new();
         Ok(paths)
     }
 }
@@ -187,7 +189,7 @@ impl RemoteSource {
         let arriving = &self.arrivals.files[info.file];
         arriving.settle();
         if self.held_back(info.file).contains(&index) {
-            arriving.verified()?;
+            arriving.done()?;
         }
         if let Some(mapped) = &self.mapped
             && arriving.is_done()
@@ -249,7 +251,7 @@ impl WeightSource for RemoteSource {
         let ranges = rows::ranges(info, rows)?;
         let (arriving, wanted) = (&self.arrivals.files[info.file], &self.arrivals.wanted[info.file]);
         if self.mapped.is_none() && self.held_back(info.file).len() < 2 {
-            arriving.verified().map_err(about)?;
+            arriving.done().map_err(about)?;
         }
         let missing: Vec<_> = ranges.iter().filter(|range| !arriving.has(range)).cloned().collect();
         self.arrivals.fetcher.ahead(wanted, arriving, &rows::joined(&missing));
