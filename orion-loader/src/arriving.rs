@@ -40,8 +40,6 @@ struct State {
     order: Vec<Range<u64>>,
     /// Nobody will say in which order it is needed, or somebody has.
     settled: bool,
-    /// The whole file has its digest; it may not be on disk yet.
-    verified: bool,
     end: Option<Result<PathBuf, Arc<Error>>>,
 }
 
@@ -134,15 +132,6 @@ impl Arriving {
         Ok(())
     }
 
-    /// All bytes are there and are the right ones; making them visible to others may still take a moment.
-    pub(crate) fn set_verified(&self, total: u64) {
-        self.change(|state| {
-            state.usable.insert(0..total);
-            state.total = Some(total);
-            state.verified = true;
-        });
-    }
-
     pub(crate) fn finish(&self, end: Result<PathBuf>, file: Option<(Arc<File>, u64)>) {
         self.change(|state| {
             state.transfer = None;
@@ -150,7 +139,6 @@ impl Arriving {
                 state.file = Some(file);
                 state.total = Some(len);
                 state.usable.insert(0..len);
-                state.verified = true;
             } else {
                 // Gives up the lock on what is left behind before anyone hears that it failed: they may try again at once.
                 state.file = None;
@@ -188,11 +176,6 @@ impl Arriving {
     /// Waits until the whole file is there, verified and in the cache.
     pub(crate) fn done(&self) -> Result<PathBuf> {
         self.wait(|state| state.end.as_ref().and_then(|end| end.as_ref().ok().cloned()))
-    }
-
-    /// Waits until the whole file is there and verified.
-    pub(crate) fn verified(&self) -> Result<()> {
-        self.wait(|state| state.verified.then_some(()))
     }
 
     /// The error the fetch ended with, without waiting.

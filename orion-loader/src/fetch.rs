@@ -488,8 +488,8 @@ impl Fetcher {
     fn install(&self, job: &Job, digest: Digest) -> Result<PathBuf> {
         let Job { wanted, arriving, transfer } = job;
         let (bytes, etag) = (transfer.received(), transfer.etag());
-        arriving.set_verified(bytes);
         let path = transfer.install(digest)?;
+        arriving.set_total(bytes);
         self.cache.write_ref(&Ref { url: wanted.url.clone(), digest, bytes, etag })?;
         Ok(path)
     }

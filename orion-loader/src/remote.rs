@@ -91,6 +91,8 @@ impl Arrivals {
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| Error::new(ErrorKind::Internal, "a fetching thread panicked"))?;
         }
+        // Nothing is left to cancel, and the token may still be used for something else.
+        self.cancel = CancelToken::new();
         Ok(paths)
     }
 }
@@ -124,8 +126,8 @@ pub(crate) enum Known {
 /// A model whose files are on their way. Its tensors can be asked for at once, in any order.
 ///
 /// Where chunks have digests, a tensor comes when its chunks are verified. Where only the file has one, tensors come
-/// as they arrive, and the last of each file are held back until the file's digest matches: no forward pass is complete
-/// before that. Two are: single rows of one of them may have been handed out before.
+/// as they arrive, and the last of each file is held back until the file's digest matches: no forward pass is complete
+/// before that. Where an order was announced it is the last two: single rows of one may have been handed out before.
 pub(crate) struct RemoteSource {
     header: ModelHeader,
     arrivals: Arrivals,
@@ -150,17 +152,17 @@ impl RemoteSource {
         let mut by_place: Vec<usize> = (0..header.tensors.len()).collect();
         by_place.sort_by_key(|&index| header.tensors[index].offset);
         let source = Self { header, arrivals, known, held_back: Mutex::default(), mapped, _busy: busy };
-        source.hold_back(&by_place);
+        source.hold_back(&by_place, 1);
         source
     }
 
-    /// Holds back the last two tensors of each file, in the order they will be needed in.
-    fn hold_back(&self, order: &[usize]) {
+    /// Holds back the last `count` tensors of each file, in the order they will be needed in.
+    fn hold_back(&self, order: &[usize], count: usize) {
         let mut last = vec![Vec::new(); self.arrivals.files.len()];
         if self.mapped.is_none() {
             for &index in order.iter().rev() {
                 let of_file = &mut last[self.header.tensors[index].file];
-                if of_file.len() < 2 && !of_file.contains(&index) {
+                if of_file.len() < count && !of_file.contains(&index) {
                     of_file.push(index);
                 }
             }
@@ -187,7 +189,7 @@ impl RemoteSource {
         let arriving = &self.arrivals.files[info.file];
         arriving.settle();
         if self.held_back(info.file).contains(&index) {
-            arriving.verified()?;
+            arriving.done()?;
         }
         if let Some(mapped) = &self.mapped
             && arriving.is_done()
@@ -235,7 +237,7 @@ impl WeightSource for RemoteSource {
         let first = &self.arrivals.fetcher.options.priority_layers;
         let order: Vec<usize> =
             prioritise(tensors, order, first).into_iter().filter(|&index| index < tensors.len()).collect();
-        self.hold_back(&order);
+        self.hold_back(&order, 2);
         for (file, runs) in self.arrivals.files.iter().zip(runs(tensors, &order, self.arrivals.files.len())) {
             file.set_order(runs);
         }
@@ -249,7 +251,7 @@ impl WeightSource for RemoteSource {
         let ranges = rows::ranges(info, rows)?;
         let (arriving, wanted) = (&self.arrivals.files[info.file], &self.arrivals.wanted[info.file]);
         if self.mapped.is_none() && self.held_back(info.file).len() < 2 {
-            arriving.verified().map_err(about)?;
+            arriving.done().map_err(about)?;
         }
         let missing: Vec<_> = ranges.iter().filter(|range| !arriving.has(range)).cloned().collect();
         self.arrivals.fetcher.ahead(wanted, arriving, &rows::joined(&missing));

@@ -468,7 +468,13 @@ impl Transfer {
         let path = match self.cache.install(&self.file, &self.path, &digest) {
             Ok(path) => path,
             // Where locks do nothing another process may have taken this for a leftover. The bytes are still held.
-            Err(error) if error.kind() == ErrorKind::NotFound => self.install_copy(&digest)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => match self.install_copy(&digest) {
+                // That process has installed the same bytes meanwhile, and taken the copy for a leftover too.
+                Err(again) if again.kind() == ErrorKind::NotFound => {
+                    self.cache.find(&digest, Some(self.received())).ok_or(again)?
+                }
+                copied => copied?,
+            },
             Err(error) => {
                 self.remove();
                 return Err(error);

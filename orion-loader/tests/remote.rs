@@ -775,12 +775,12 @@ fn a_mapped_shard_survives_replacement_and_is_refused_once_cut() {
     let json = set.to_json().unwrap();
     let (first, second) = (shards[0].clone(), shards[1].clone());
     let server = Server::start(move |request, _, stream| match request.path.as_str() {
-        "/orion-shards.json" => good(request, stream, json.as_bytes()),
+        "/orion-manifest.json" => good(request, stream, json.as_bytes()),
         "/config.json" => good(request, stream, b"{}"),
         "/s0.bin" => good(request, stream, &first),
         _ => good(request, stream, &second),
     });
-    let url = format!("{}/orion-shards.json", server.url);
+    let url = format!("{}/orion-manifest.json", server.url);
     bench.loader().pull(&url).unwrap();
     let source = bench.loader().open(&url).unwrap();
     assert_eq!(all(&source), [0, 1, 2, 3]);
@@ -843,13 +843,13 @@ fn open_waits_for_as_many_shards_as_it_is_told_to() {
     let (set, shards) = shard_set();
     let json = set.to_json().unwrap();
     let server = Server::start(move |request, _, stream| match request.path.as_str() {
-        "/orion-shards.json" => good(request, stream, json.as_bytes()),
+        "/orion-manifest.json" => good(request, stream, json.as_bytes()),
         "/config.json" => good(request, stream, b"{}"),
         "/s0.bin" => good(request, stream, &shards[0]),
         _ => good(request, stream, &shards[1]),
     });
     let loader = Loader::new(bench.options().initial_shards(2)).unwrap();
-    let source = loader.open(&format!("{}/orion-shards.json", server.url)).unwrap();
+    let source = loader.open(&format!("{}/orion-manifest.json", server.url)).unwrap();
     // Nothing more is asked of the server.
     drop(server);
     assert_eq!(all(&source), [0, 1, 2, 3]);
