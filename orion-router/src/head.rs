@@ -35,7 +35,8 @@ pub struct HeadOptions {
     /// A label with more examples than this is learned as several clusters of about that size, whose probabilities
     /// are summed: what is broad is not on one side of a plane. Default 100.
     pub cluster_size: usize,
-    /// Texts without meaning that are made up and learned as what to abstain from; 0 for none. Default 240.
+    /// Texts without meaning that are made up and learned as what to abstain from, where no example is labelled
+    /// [`OUT_OF_SCOPE`]; 0 for none. Default 240.
     pub nonsense: usize,
 }
 
@@ -169,6 +170,9 @@ impl Head {
         options: &HeadOptions,
     ) -> Result<Self> {
         let all: Vec<&Example> = examples.iter().chain(validation).collect();
+        // Real examples of what is out of scope say more, and nonsense beside them would blur what they set.
+        let known = all.iter().any(|example| example.label == OUT_OF_SCOPE);
+        let count = if known { 0 } else { options.nonsense };
         let texts: Vec<&str> = all.iter().map(|example| example.text.as_str()).collect();
         let features = featurise(embedder, &options.grams, &texts)?;
         let mut items: Vec<(&Example, Features)> = all.into_iter().zip(features).collect();
@@ -178,9 +182,9 @@ impl Head {
             featurise(embedder, &options.grams, &texts.iter().map(String::as_str).collect::<Vec<_>>())
         };
         let nonsense = Nonsense {
-            learned: made_up(options.nonsense, options.train.seed)?,
+            learned: made_up(count, options.train.seed)?,
             // Other texts set the threshold than those that were learned.
-            held_out: made_up(options.nonsense / 4, !options.train.seed)?,
+            held_out: made_up(count / 4, !options.train.seed)?,
         };
         Self::train_on(embedder.fingerprint(), items, &held_out, &nonsense, options)
     }

@@ -8,7 +8,7 @@ const RATE: f32 = 0.08;
 /// Rows that a leaf needs.
 const LEAF: usize = 40;
 
-pub struct Boosted {
+pub(crate) struct Boosted {
     edges: Vec<Vec<f32>>,
     start: f32,
     trees: Vec<Vec<Node>>,
@@ -26,7 +26,7 @@ enum Node {
 
 impl Boosted {
     /// Fits the targets by squared error.
-    pub fn fit(inputs: &[&[f32]], targets: &[f32]) -> Self {
+    pub(crate) fn fit(inputs: &[&[f32]], targets: &[f32]) -> Self {
         let features = inputs[0].len();
         let edges: Vec<Vec<f32>> = (0..features)
             .map(|feature| {
@@ -58,7 +58,7 @@ impl Boosted {
         input.iter().zip(&self.edges).map(bin).collect()
     }
 
-    pub fn predict(&self, input: &[f32]) -> f32 {
+    pub(crate) fn predict(&self, input: &[f32]) -> f32 {
         let bins = self.bins(input);
         self.start + RATE * self.trees.iter().map(|tree| value(tree, &bins)).sum::<f32>()
     }
