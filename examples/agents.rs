@@ -8,7 +8,7 @@ use std::io::Write;
 use orion::{Engine, EngineEvent, Request};
 
 fn main() -> orion::Result<()> {
-    orion_testkit::models::smollm2();
+    let _ = orion_testkit::models::smollm2();
     let engine = Engine::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models.json"))?;
     for prompt in [
         "Write a Rust function that adds two numbers.",

@@ -59,7 +59,7 @@ fn a_request_walks_the_machine_and_its_report_says_how() {
     let all = [P::Validating, P::Routing, P::Admitting, P::Loading, P::Prefilling, P::Decoding];
     assert_eq!(phases, all);
     assert_eq!(answer.report.phase(), P::Done);
-    assert_eq!(engine.recent(), [answer.report.clone()]);
+    assert_eq!(engine.recent(), std::slice::from_ref(&answer.report));
     let stats = engine.stats().unwrap();
     assert_eq!((stats.outcomes.done, stats.outcomes.completion_tokens, stats.waiting), (1, 6, 0));
     assert_eq!((stats.models[0].residency, stats.models[0].bytes), (Residency::Ready, 4000));
@@ -808,7 +808,12 @@ fn every_request_of_a_crowd_ends_in_exactly_one_way() {
     let (stage, count) = (Stage::new(), Arc::new(Count::default()));
     stage.script("b", |turn| {
         turn.started();
-        if turn.prompt.ends_with('7') { Err(down()) } else { Ok(drop(turn.say("b"))) }
+        if turn.prompt.ends_with('7') {
+            Err(down())
+        } else {
+            turn.say("b");
+            Ok(())
+        }
     });
     let engine = builder(&stage, [spec("a"), spec("b"), spec("c")])
         .memory(9000)

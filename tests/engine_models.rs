@@ -141,7 +141,7 @@ fn a_file_cut_short_is_refused_with_its_place_and_stops_nobody_else() {
 
 #[test]
 fn the_demo_catalogue_routes_among_its_agents_and_loads_their_weights_once() {
-    models::minilm();
+    let _ = models::minilm();
     let engine = Engine::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models.json")).unwrap();
     let kinds = [
         ("code", "Write a Rust function that reverses a string."),

@@ -5,6 +5,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use memmap2::MmapMut;
+
 /// Values per allocation unit; arrays of integers are what the allocator can hand out zeroed without touching them.
 type Unit = [u64; 8];
 
@@ -22,11 +24,42 @@ pub(crate) use sealed::Plain;
 
 /// A fixed number of numbers, the first of them 64-byte aligned, all zero at first. Memory is taken as it is touched.
 pub struct AlignedBuf<T> {
-    units: Vec<Unit>,
+    storage: Storage,
     /// Bytes before the first aligned one.
     skip: usize,
     len: usize,
     of: PhantomData<T>,
+}
+
+enum Storage {
+    Heap(Vec<Unit>),
+    /// A mapping of its own goes back to the system as soon as it is dropped; what the allocator gets back it may keep.
+    Mapping(MmapMut),
+}
+
+impl Storage {
+    fn zeroed(bytes: usize) -> Self {
+        if bytes >= OWN_MAPPING
+            && let Ok(mapping) = MmapMut::map_anon(bytes)
+        {
+            return Self::Mapping(mapping);
+        }
+        Self::Heap(vec![[0; 8]; bytes.div_ceil(size_of::<Unit>())])
+    }
+
+    fn as_ptr(&self) -> *const u8 {
+        match self {
+            Self::Heap(units) => units.as_ptr().cast(),
+            Self::Mapping(mapping) => mapping.as_ptr(),
+        }
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        match self {
+            Self::Heap(units) => units.as_mut_ptr().cast(),
+            Self::Mapping(mapping) => mapping.as_mut_ptr(),
+        }
+    }
 }
 
 impl<T: Plain> AlignedBuf<T> {
@@ -36,9 +69,9 @@ impl<T: Plain> AlignedBuf<T> {
         let bytes = len * size_of::<T>();
         // The allocation itself is only aligned to eight bytes, so room to move up is added.
         let align = if bytes >= LARGE { HUGE_PAGE } else { size_of::<Unit>() };
-        let units = vec![[0; 8]; (bytes + align).div_ceil(size_of::<Unit>())];
-        let skip = units.as_ptr().addr().wrapping_neg() % align;
-        let mut buffer = Self { units, skip, len, of: PhantomData };
+        let storage = Storage::zeroed(bytes + align);
+        let skip = storage.as_ptr().addr().wrapping_neg() % align;
+        let mut buffer = Self { storage, skip, len, of: PhantomData };
         if bytes >= LARGE {
             prefer_huge_pages(buffer.as_mut_ptr().cast(), bytes / HUGE_PAGE * HUGE_PAGE);
         }
@@ -46,6 +79,8 @@ impl<T: Plain> AlignedBuf<T> {
     }
 }
 
+/// Sizes from which on a buffer is a mapping of its own: matrices, not what a step of them needs.
+const OWN_MAPPING: usize = 128 << 10;
 /// Sizes from which on huge pages pay: fewer faults while packing, fewer address translations while streaming.
 const LARGE: usize = 4 << 20;
 const HUGE_PAGE: usize = 2 << 20;
@@ -78,8 +113,8 @@ impl<T: Plain> Deref for AlignedBuf<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         // SAFETY: behind `skip` bytes there is room for `len` values of `T`, any bits are a `T`, and 64 bytes suit its
-        // alignment. The vector is never resized, so it stays where it was.
-        unsafe { std::slice::from_raw_parts(self.units.as_ptr().byte_add(self.skip).cast(), self.len) }
+        // alignment. The storage is never resized, so it stays where it was.
+        unsafe { std::slice::from_raw_parts(self.storage.as_ptr().byte_add(self.skip).cast(), self.len) }
     }
 }
 
@@ -87,7 +122,7 @@ impl<T: Plain> DerefMut for AlignedBuf<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`, and `self` is borrowed exclusively.
         unsafe {
-            std::slice::from_raw_parts_mut(self.units.as_mut_ptr().byte_add(self.skip).cast(), self.len)
+            std::slice::from_raw_parts_mut(self.storage.as_mut_ptr().byte_add(self.skip).cast(), self.len)
         }
     }
 }

@@ -210,7 +210,7 @@ fn a_tensor_read_in_pieces_is_the_tensor() {
     writer.tensor(&[7; 32]).unwrap();
     writer.tensor(&numbered).unwrap();
     write(&directory, &[("m.gguf", &writer.finish().unwrap())]);
-    let source = open(&directory.path().join("m.gguf")).unwrap();
+    let source = open(directory.path().join("m.gguf")).unwrap();
     for (piece, sizes) in [(0, vec![1; 32]), (5, vec![5, 5, 5, 5, 5, 5, 2]), (32, vec![32]), (1000, vec![32])]
     {
         let (mut all, mut found) = (Vec::new(), Vec::new());

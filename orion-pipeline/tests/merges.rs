@@ -15,10 +15,6 @@ use serde_json::{Value, json};
 
 type Tensors = BTreeMap<String, (Vec<u64>, Vec<f32>)>;
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect()
-}
-
 fn bytes(x: &[f32]) -> Vec<u8> {
     x.iter().flat_map(|x| x.to_le_bytes()).collect()
 }

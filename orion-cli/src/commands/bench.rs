@@ -154,25 +154,6 @@ fn date(mut days: u64) -> String {
     format!("{year}-{month:02}-{:02}", days + 1)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::date;
-
-    #[test]
-    fn days_become_dates() {
-        for (days, want) in [
-            (0, "1970-01-01"),
-            (58, "1970-02-28"),
-            (11_016, "2000-02-29"),
-            (19_782, "2024-02-29"),
-            (20_088, "2024-12-31"),
-            (20_089, "2025-01-01"),
-        ] {
-            assert_eq!(date(days), want);
-        }
-    }
-}
-
 /// Seconds to decode `count` tokens greedily from an empty context.
 fn decode_run(model: &LocalModel, first: TokenId, count: u32) -> Result<f64> {
     let prompt = Prompt::Tokens(vec![first]);
@@ -210,4 +191,23 @@ fn spread(values: &mut [f64]) -> Value {
         _ => (values[middle - 1] + values[middle]) / 2.0,
     };
     json!({ "median": median, "min": min, "max": max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::date;
+
+    #[test]
+    fn days_become_dates() {
+        for (days, want) in [
+            (0, "1970-01-01"),
+            (58, "1970-02-28"),
+            (11_016, "2000-02-29"),
+            (19_782, "2024-02-29"),
+            (20_088, "2024-12-31"),
+            (20_089, "2025-01-01"),
+        ] {
+            assert_eq!(date(days), want);
+        }
+    }
 }

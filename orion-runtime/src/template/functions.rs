@@ -51,7 +51,7 @@ fn named(state: &State, value: Value) -> Result<Value, Error> {
 
 fn count(state: &State, value: &Value, held: &mut u32) -> Result<(), Error> {
     *held += 1;
-    if *held % 4 == 0 {
+    if held.is_multiple_of(4) {
         state.consume_fuel(1)?;
     }
     match value.kind() {
