@@ -120,7 +120,7 @@ fn location(spec: &ModelSpec) -> Result<&str> {
     let leads = |location: &str| {
         let name = location.rsplit('/').next().unwrap_or(location).to_ascii_lowercase();
         match name.as_str() {
-            name if name.contains("manifest") && name.ends_with(".json") => Some(0),
+            name if name.ends_with(orion_loader::MANIFEST) => Some(0),
             name if name.ends_with(".safetensors.index.json") => Some(1),
             name if name.ends_with(".gguf") => Some(2),
             name if name.ends_with(".safetensors") => Some(3),

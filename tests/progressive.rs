@@ -87,11 +87,10 @@ fn the_first_layers_run_while_the_last_are_withheld() {
     until("layer 19", || model.layers_reached() == 20);
     let (loaded, parts) = model.load_progress();
     assert!(loaded < parts && loaded >= 20, "{loaded} of {parts}");
-    // The embedding is the head as well and comes last; of it, rows have been asked for, and nothing from its middle on.
+    // The embedding is the head as well and comes last; of it, rows may have been asked for, and little else.
     let embedding = bench.tensor("token_embd.weight");
     let in_embedding: Vec<_> =
         server.requests().iter().map(Request::range).filter(|(from, _)| embedding.contains(from)).collect();
-    assert!(!in_embedding.is_empty());
     let rows: usize = in_embedding.iter().filter_map(|(from, to)| Some((*to)? - from)).sum();
     assert!(rows < embedding.len() / 2, "{rows} bytes in {} requests", in_embedding.len());
     gate.open();
@@ -172,6 +171,14 @@ fn a_load_that_breaks_off_fails_the_request_and_leaves_nothing_visible() {
     drop(model);
     let cache = Loader::new(options.clone()).unwrap();
     assert_eq!(cache.cache().list().unwrap(), []);
+    // Threads that fetch let go of what they leave behind a moment after the model is gone.
+    until("the partial files are let go", || {
+        std::fs::read_dir(bench.cache.path().join("partial")).unwrap().all(|entry| {
+            let path = entry.unwrap().path();
+            path.extension().is_none_or(|kind| kind != "part")
+                || std::fs::File::open(path).unwrap().try_lock().is_ok()
+        })
+    });
     broken.store(false, Ordering::SeqCst);
     let before = server.requests().len();
     let model = bench.open(options, &server);
