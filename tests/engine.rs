@@ -348,8 +348,10 @@ fn a_deadline_holds_in_the_queue_and_while_decoding() {
         turn.until_cancelled();
         Ok(())
     });
-    let engine = builder(&stage, [spec("m")]).parallel(1).clock(Arc::new(clock.clone())).build().unwrap();
     let minute = Duration::from_secs(60);
+    // Not to be taken for a worker that hangs.
+    let builder = builder(&stage, [spec("m")]).parallel(1).stall(10 * minute);
+    let engine = builder.clock(Arc::new(clock.clone())).build().unwrap();
     let mut running = engine.stream(Request::new("a").timeout(2 * minute));
     assert!(running.by_ref().any(|event| matches!(event, EngineEvent::Token { .. })));
     let mut queued = engine.stream(Request::new("b").timeout(minute));
