@@ -90,11 +90,13 @@ test-unit: ## Run the tests inside the crates only; needs no model
 test-references: models models-gemma ## Tests that need more files: Gemma, and the vocabularies of 20 families (320 MB, once)
 	$(PYTHON) scripts/vocabs.py
 	$(CARGO) test --release -p orion-runtime --test vocabs
+	$(CARGO) test --release -p orion-runtime --test vocab_memory -- --nocapture
 	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
 examples: models ## Run every example that runs by itself
+	$(CARGO) build --quiet --release --workspace --examples
 	for name in quickstart stream custom_runtime agents responsive batch custom_router resilient async_stream; do \
-	  $(CARGO) run --quiet --release --example $$name >/dev/null || exit 1; \
+	  echo "example $$name"; "$${CARGO_TARGET_DIR:-target}/release/examples/$$name" >/dev/null || exit 1; \
 	done
 
 fuzz: ## Fuzz every parser, SECONDS (60) each
