@@ -178,9 +178,8 @@ fn watch(model: &LocalModel, began: Instant) -> [f64; 4] {
 }
 
 fn peak_rss_mb() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-    line.trim().trim_end_matches("kB").trim().parse::<f64>().unwrap_or(0.0) / 1024.0
+    let memory = orion::logging::memory_use().expect("this bench needs a system that tells its memory");
+    memory.peak as f64 / f64::from(1 << 20)
 }
 
 fn run(location: &str) -> Value {

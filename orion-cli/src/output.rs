@@ -53,8 +53,5 @@ pub(crate) fn print(text: &str) -> Result<()> {
 
 /// The process's largest resident set so far, in MiB, where the system tells.
 pub(crate) fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib / 1024.0)
+    orion::logging::memory_use().map(|memory| memory.peak as f64 / f64::from(1 << 20))
 }

@@ -218,7 +218,9 @@ fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) ->
         let whole = info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes);
         if whole && info.layout == TileLayout::RowMajor {
             let mut packer = Packer::new(info.ty, reference.rows, reference.cols).map_err(about)?;
-            source.read(reference.tensor, packer.piece(), &mut |bytes| packer.push(pool, bytes))?;
+            source.read(reference.tensor, packer.piece(), &mut |bytes| {
+                packer.push(pool, bytes).map_err(about)
+            })?;
             return packer.finish().map_err(about);
         }
         let bytes = source.tensor(reference.tensor).map_err(about)?;

@@ -15,7 +15,7 @@ use support::gguf;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// Bytes; other engines take 100 MB and more.
+/// Bytes, of the vocabulary beyond the header it is read from.
 const MOST: usize = 40_000_000;
 
 #[test]
