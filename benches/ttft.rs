@@ -1,6 +1,6 @@
 //! Time to the first token while weights still arrive: predicted against measured.
 //!
-//! `cargo bench --bench ttft -- [--model FILE] [--shards DIR] [--seconds N] [--responder]`
+//! `cargo bench --bench ttft -- [--model FILE] [--seconds N] [--responder]`
 //!
 //! A pipeline whose layer i runs while layer i+1 arrives is done after
 //! `t0 + max(bytes / rate + last layer + head, first layer's bytes / rate + prefill)`; `t0` is what has to happen before
@@ -10,11 +10,13 @@
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 #![allow(clippy::unwrap_used, reason = "a bench that fails shall say where")]
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use orion::loader::{Loader, LoaderOptions};
+use orion::pipeline::{ShardOptions, ShardSize};
 use orion::runtime::{LocalModel, LocalRuntime, Positions};
 use orion::{
     FirstResponder, Generation, GenerationEvent, Model, ModelExt, Prompt, RelayEvent, SamplingParams,
@@ -28,9 +30,9 @@ const PROMPT_TOKENS: usize = 64;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     if let [mode, location, cache] = &arguments[..]
-        && mode == "child"
+        && (mode == "read" || mode == "map")
     {
-        println!("{}", child(location, Path::new(cache)));
+        println!("{}", child(location, Path::new(cache), mode == "map"));
         return;
     }
     let value = |name: &str| {
@@ -42,10 +44,14 @@ fn main() {
     costs.print();
     over_a_link(&model, &costs, seconds);
     from_cold_disk(&model, &costs);
-    warm("warm file", &model, &costs);
-    if let Some(shards) = value("--shards") {
-        warm("warm shard set", Path::new(&shards), &costs);
-    }
+    warm("warm file", "read", &model, &costs);
+    let folder = tempfile::TempDir::new().unwrap();
+    let set = folder.path().join("set");
+    let mut options = ShardOptions::new(ShardSize::Count(NonZero::new(4).unwrap()));
+    options.pack = true;
+    orion::pipeline::shard(&*orion::loader::open(&model).unwrap(), &set, &options).unwrap();
+    warm("warm packed shard set, read", "read", &set, &costs);
+    warm("warm packed shard set, mapped", "map", &set, &costs);
     if arguments.iter().any(|argument| argument == "--responder") {
         first_responder(&model);
     }
@@ -136,9 +142,10 @@ impl Costs {
 }
 
 /// Opens a model in a fresh process and waits for its first token.
-fn child(location: &str, cache: &Path) -> Value {
+fn child(location: &str, cache: &Path, map: bool) -> Value {
     let began = Instant::now();
-    let loader = Loader::new(LoaderOptions::new().cache_directory(cache).offline(false)).unwrap();
+    let options = LoaderOptions::new().cache_directory(cache).offline(false).map_shard_sets(map);
+    let loader = Loader::new(options).unwrap();
     let model = LocalRuntime::default().open(loader.open(location).unwrap()).unwrap();
     let opened = began.elapsed();
     let mut stream = model.stream(generation(model.config().vocab_size)).unwrap();
@@ -182,10 +189,14 @@ fn peak_rss_mb() -> f64 {
     memory.peak as f64 / f64::from(1 << 20)
 }
 
+/// Runs with an empty cache.
 fn run(location: &str) -> Value {
-    let cache = tempfile::TempDir::new().unwrap();
+    run_with("read", location, tempfile::TempDir::new().unwrap().path())
+}
+
+fn run_with(mode: &str, location: &str, cache: &Path) -> Value {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["child", location, cache.path().to_str().unwrap()])
+        .args([mode, location, cache.to_str().unwrap()])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -263,9 +274,11 @@ fn from_cold_disk(path: &Path, costs: &Costs) {
     report("local file, cold page cache", &measured, costs, costs.predict(rate), bound);
 }
 
-fn warm(what: &str, path: &Path, costs: &Costs) {
-    run(path.to_str().unwrap());
-    let measured = run(path.to_str().unwrap());
+fn warm(what: &str, mode: &str, path: &Path, costs: &Costs) {
+    // The first run has the system read the files, and notes in the cache what it has verified.
+    let cache = tempfile::TempDir::new().unwrap();
+    run_with(mode, path.to_str().unwrap(), cache.path());
+    let measured = run_with(mode, path.to_str().unwrap(), cache.path());
     let predicted = costs.t0 + costs.prefill;
     report(what, &measured, costs, predicted, predicted + Duration::from_millis(30));
 }

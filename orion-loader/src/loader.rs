@@ -134,7 +134,8 @@ impl Loader {
         match self.plan(location)? {
             None => {
                 let busy = self.fetcher.idle.busy();
-                let source = open_local(Path::new(location), Some(self.cache()))?;
+                let source =
+                    open_local(Path::new(location), Some(self.cache()), self.fetcher.options.map_shard_sets)?;
                 Ok(Arc::new(Foreground { source, _busy: busy }))
             }
             Some(plan) => self.start(plan).map_err(|error| error.about(shown(location))),

@@ -26,11 +26,11 @@ pub(crate) const LONGEST_INDEX: u64 = 64 << 20;
 /// unclear which model is meant, [`Corrupt`](ErrorKind::Corrupt) or [`Unsupported`](ErrorKind::Unsupported) with the
 /// path and a [`Reason`], [`Io`](ErrorKind::Io).
 pub fn open(path: impl AsRef<Path>) -> Result<Arc<dyn WeightSource>> {
-    open_local(path.as_ref(), None)
+    open_local(path.as_ref(), None, false)
 }
 
-/// [`open`], with a cache that remembers which shards were verified.
-pub(crate) fn open_local(path: &Path, cache: Option<&Cache>) -> Result<Arc<dyn WeightSource>> {
+/// [`open`], with a cache that remembers which shards were verified, and shards mapped if `map`.
+pub(crate) fn open_local(path: &Path, cache: Option<&Cache>, map: bool) -> Result<Arc<dyn WeightSource>> {
     let metadata = std::fs::metadata(path).map_err(|error| Error::io(error, path.display().to_string()))?;
     let path = if metadata.is_dir() { model_in(path)? } else { path.to_owned() };
     let file = OpenFile::open(&path)?;
@@ -39,7 +39,7 @@ pub(crate) fn open_local(path: &Path, cache: Option<&Cache>) -> Result<Arc<dyn W
     let source = if start.starts_with(gguf::MAGIC) || named("gguf") {
         open_gguf(file)?
     } else if path.file_name().is_some_and(|name| name == MANIFEST) {
-        return Ok(Arc::new(ShardSource::open(&file, cache)?));
+        return Ok(Arc::new(ShardSource::open(&file, cache, map)?));
     } else if named("json") {
         open_index(&file)?
     } else if named("safetensors") || start.get(8) == Some(&b'{') {

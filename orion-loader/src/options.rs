@@ -28,6 +28,7 @@ pub struct LoaderOptions {
     pub(crate) retries: u32,
     pub(crate) stall: Duration,
     pub(crate) offline: bool,
+    pub(crate) map_shard_sets: bool,
     pub(crate) mirrors: Vec<(String, String)>,
     pub(crate) wait: Wait,
     pub(crate) on_progress: Option<OnProgress>,
@@ -49,6 +50,7 @@ impl Default for LoaderOptions {
             retries: 5,
             stall: Duration::from_secs(20),
             offline: set("HF_HUB_OFFLINE").is_some_and(|value| value == "1"),
+            map_shard_sets: false,
             mirrors: Vec::new(),
             wait: Arc::new(std::thread::sleep),
             on_progress: None,
@@ -148,6 +150,15 @@ impl LoaderOptions {
     #[must_use]
     pub fn offline(mut self, offline: bool) -> Self {
         self.offline = offline;
+        self
+    }
+
+    /// Maps shard sets in directories, as those in the cache are, instead of reading them: they load at once, and their
+    /// pages are the system's to share and drop. Their files must not be cut or written while they are in use: reading
+    /// what is gone then ends the process with SIGBUS. Default: false.
+    #[must_use]
+    pub fn map_shard_sets(mut self, map: bool) -> Self {
+        self.map_shard_sets = map;
         self
     }
 

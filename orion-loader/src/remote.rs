@@ -211,14 +211,7 @@ impl RemoteSource {
                 Arc::clone(mapped.get_or_init(|| map))
             }
         };
-        let range = info.range()?;
-        // Reading pages that are gone would end the process.
-        if info.offset.saturating_add(info.bytes) > map.len_now() {
-            return Err(Reason::Truncated
-                .error("the cached shard was cut short")
-                .about(path.display().to_string()));
-        }
-        Ok(TensorBytes::shared(map, range))
+        Mapped::window(&map, info.range()?).map_err(|error| error.about(path.display().to_string()))
     }
 }
 

@@ -1,9 +1,9 @@
-//! Shard sets in local directories: read, and verified chunk by chunk when they are first used.
+//! Shard sets in local directories: read or mapped, and verified chunk by chunk when they are first used.
 
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use orion_core::{Digest, Error, ModelHeader, Result, TensorBytes, WeightSource};
 use orion_formats::{FileEntry, Reason, ShardSet, gguf};
@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::Cache;
 use crate::file::OpenFile;
+use crate::mapped::Mapped;
 use crate::memory::no_tensor;
 use crate::open::{LONGEST_INDEX, inside, parent};
 use crate::rows;
@@ -18,14 +19,17 @@ use crate::rows;
 /// Most bytes of a side file or of the metadata.
 pub(crate) const LONGEST_SIDE_FILE: u64 = 256 << 20;
 
-/// A shard set in a directory that is not ours. Nothing is mapped, and no byte is handed out that was not verified:
-/// by its chunk's digest, or because the shard was verified before and has the same inode, length and time since.
+/// A shard set in a directory that is not ours. Nothing is mapped unless that is asked for, and no byte is handed out
+/// that was not verified: by its chunk's digest, or because the shard was verified before and has the same inode, length
+/// and time since.
 pub(crate) struct ShardSource {
     header: ModelHeader,
     set: ShardSet,
     files: Vec<OpenFile>,
     /// Per shard: which chunks are still to be verified.
     unverified: Vec<Mutex<Unverified>>,
+    /// The shards, where they are mapped.
+    maps: Option<Vec<Arc<Mapped>>>,
     cache: Option<Cache>,
 }
 
@@ -36,7 +40,7 @@ struct Unverified {
 
 impl ShardSource {
     /// Opens a set by its manifest. With a cache, what was verified before is not verified again.
-    pub(crate) fn open(manifest: &OpenFile, cache: Option<&Cache>) -> Result<Self> {
+    pub(crate) fn open(manifest: &OpenFile, cache: Option<&Cache>, map: bool) -> Result<Self> {
         let set = ShardSet::parse(&manifest.all(LONGEST_INDEX)?)
             .map_err(|error| error.about(manifest.subject()))?;
         let directory = parent(&manifest.path);
@@ -61,7 +65,12 @@ impl ShardSource {
             Mutex::new(Unverified { chunks: vec![!known; shard.chunks.len()], left })
         });
         let unverified = unverified.collect();
-        Ok(Self { header, set, files, unverified, cache: cache.cloned() })
+        let map_one = |file: &OpenFile| -> Result<Arc<Mapped>> {
+            let mapped = file.file.try_clone().and_then(Mapped::new);
+            mapped.map(Arc::new).map_err(|error| file.io(error))
+        };
+        let maps = map.then(|| files.iter().map(map_one).collect::<Result<_>>()).transpose()?;
+        Ok(Self { header, set, files, unverified, maps, cache: cache.cloned() })
     }
 
     /// Verifies the chunks that hold a range of a shard, those that were not yet.
@@ -105,7 +114,11 @@ impl WeightSource for ShardSource {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
         let read = || {
             self.verify(info.file, &(info.offset..info.offset + info.bytes))?;
-            self.files[info.file].aligned(info.offset, info.bytes)
+            match &self.maps {
+                Some(maps) => Mapped::window(&maps[info.file], info.range()?)
+                    .map_err(|error| error.about(self.files[info.file].subject())),
+                None => self.files[info.file].aligned(info.offset, info.bytes),
+            }
         };
         read().map_err(|error| error.about(format!("tensor {}", info.name)))
     }

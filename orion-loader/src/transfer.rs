@@ -20,6 +20,8 @@ use crate::intervals::Intervals;
 
 /// Bytes between two notes of what a file with holes holds.
 const NOTE_STEP: u64 = 16 << 20;
+/// Bytes that are fetched again rather than asked around: single rows of an embedding came before the rest of it.
+const BRIDGE: u64 = 64 << 10;
 /// How often who waits for other connections looks whether it was cancelled.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -134,7 +136,17 @@ impl Transfer {
             let mut from = run.start;
             while let Some(gap) = state.have.gap(&(from..run.end.max(from))) {
                 if let Some(free) = state.claimed.gap(&gap) {
-                    let claim = free.start..free.end.min(free.start.saturating_add(most));
+                    let most = free.start.saturating_add(most);
+                    let mut end = free.end;
+                    while end < most
+                        && let Some(next) = state.have.gap(&(end..run.end.max(end)))
+                        && (1..=BRIDGE).contains(&(next.start - end))
+                        && let Some(further) = state.claimed.gap(&next)
+                        && further.start == next.start
+                    {
+                        end = further.end;
+                    }
+                    let claim = free.start..end.min(most);
                     state.claimed.insert(claim.clone());
                     return Some(claim);
                 }
@@ -334,9 +346,21 @@ impl Transfer {
         self.file.set_len(0).map_err(|error| io_error(error, &self.path))
     }
 
-    /// Takes bytes that came from the server. A chunk without its digest is taken back, to be fetched again.
+    /// Takes bytes that came from the server. What is there already may be in use and stays as it is. A chunk without
+    /// its digest is taken back, to be fetched again.
     pub(crate) fn accept(&self, at: u64, data: &[u8], arriving: &Arriving) -> Result<(), Failure> {
-        self.take(at, data, arriving, true)
+        let end = at + data.len() as u64;
+        let mut from = at;
+        while let Some(gap) = self.gap(from..end) {
+            let new = usize_of(gap.start - at)?..usize_of(gap.end - at)?;
+            self.take(gap.start, &data[new], arriving, true)?;
+            from = gap.end;
+        }
+        Ok(())
+    }
+
+    fn gap(&self, within: Range<u64>) -> Option<Range<u64>> {
+        self.lock().have.gap(&within)
     }
 
     fn take(&self, at: u64, data: &[u8], arriving: &Arriving, confirmed: bool) -> Result<(), Failure> {

@@ -606,6 +606,33 @@ fn a_local_shard_set_is_verified_once() {
 }
 
 #[test]
+fn a_local_shard_set_is_mapped_where_that_is_asked_for() {
+    let (bench, set_directory) = (Bench::new(), TempDir::new().unwrap());
+    let (set, shards) = shard_set();
+    let at = |name: &str| set_directory.path().join(name);
+    fs::write(at("orion-manifest.json"), set.to_json().unwrap()).unwrap();
+    fs::write(at("config.json"), b"{}").unwrap();
+    for (number, bytes) in shards.iter().enumerate() {
+        fs::write(at(&format!("s{number}.bin")), bytes).unwrap();
+    }
+    let loader = |map: bool| Loader::new(bench.options().map_shard_sets(map)).unwrap();
+    let location = set_directory.path().to_str().unwrap();
+    let (read, mapped) = (loader(false).open(location).unwrap(), loader(true).open(location).unwrap());
+    assert_eq!((all(&read), all(&mapped)), (vec![0, 1, 2, 3], vec![0, 1, 2, 3]));
+    // What was read is a copy; what is mapped shows what is written over it.
+    let (copy, window) = (read.tensor(2).unwrap(), mapped.tensor(2).unwrap());
+    let file = fs::File::options().write(true).open(at("s1.bin")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[77], 0).unwrap();
+    assert_eq!((copy[0], window[0]), (2, 77));
+    file.set_len(100).unwrap();
+    for source in [&read, &mapped] {
+        let error = source.tensor(3).unwrap_err();
+        assert_eq!(Reason::of(&error), Some(Reason::Truncated), "{error}");
+        assert!(error.to_string().contains("s1.bin"), "{error}");
+    }
+}
+
+#[test]
 fn a_shard_that_is_wrong_for_good_is_an_error() {
     let bench = Bench::new();
     let (set, mut shards) = shard_set();

@@ -104,8 +104,16 @@ pub(crate) struct Fault {
 
 /// Parses a whole text. `None` if it cannot be read to its end; then the last fault says why.
 pub(crate) fn parse(text: &str) -> (Option<Node<'_>>, Vec<Fault>) {
-    let mut parser =
-        Parser { text, bytes: text.as_bytes(), at: 0, depth: 0, path: Vec::new(), faults: vec![] };
+    let mut parser = Parser {
+        text,
+        bytes: text.as_bytes(),
+        at: 0,
+        depth: 0,
+        path: Vec::new(),
+        elements: Vec::new(),
+        members: Vec::new(),
+        faults: Vec::new(),
+    };
     let root = parser.document();
     (root, parser.faults)
 }
@@ -121,6 +129,9 @@ struct Parser<'t> {
     at: usize,
     depth: usize,
     path: Vec<Step<'t>>,
+    /// What the open arrays and objects hold so far; each takes its own, at their final number, when it closes.
+    elements: Vec<Node<'t>>,
+    members: Vec<Member<'t>>,
     faults: Vec<Fault>,
 }
 
@@ -246,30 +257,31 @@ impl<'t> Parser<'t> {
 
     fn array(&mut self) -> Result<Value<'t>, Stop> {
         self.descend()?;
-        let mut elements = Vec::new();
+        let first = self.elements.len();
         if self.bytes.get(self.at) == Some(&b']') {
             self.at += 1;
             self.depth -= 1;
-            return Ok(Value::Array(elements));
+            return Ok(Value::Array(Vec::new()));
         }
         loop {
-            self.path.push(Step::Index(elements.len()));
-            elements.push(self.value()?);
+            self.path.push(Step::Index(self.elements.len() - first));
+            let element = self.value()?;
+            self.elements.push(element);
             self.path.pop();
             if !self.more(b']', "a comma or ]")? {
-                return Ok(Value::Array(elements));
+                return Ok(Value::Array(self.elements.drain(first..).collect()));
             }
         }
     }
 
     fn object(&mut self) -> Result<Value<'t>, Stop> {
         self.descend()?;
-        let mut members: Vec<Member<'t>> = Vec::new();
+        let first = self.members.len();
         let mut seen: HashSet<String> = HashSet::new();
         if self.bytes.get(self.at) == Some(&b'}') {
             self.at += 1;
             self.depth -= 1;
-            return Ok(Value::Object(members));
+            return Ok(Value::Object(Vec::new()));
         }
         loop {
             let key_start = self.at;
@@ -285,6 +297,7 @@ impl<'t> Parser<'t> {
             self.blank();
             // A key without escapes is borrowed from the text, so the copy is free.
             self.path.push(Step::Key(key.clone()));
+            let members = &self.members[first..];
             let twice = if members.len() < LINEAR_MEMBERS {
                 members.iter().any(|member| member.key == key)
             } else {
@@ -294,7 +307,7 @@ impl<'t> Parser<'t> {
                 !seen.insert(key.clone().into_owned())
             };
             if twice {
-                let first = members.iter().find(|member| member.key == key).map(|member| member.key_start);
+                let earlier = members.iter().find(|member| member.key == key).map(|member| member.key_start);
                 self.fault(
                     "duplicate-key",
                     key_start,
@@ -302,16 +315,16 @@ impl<'t> Parser<'t> {
                     "keep one of them",
                 );
                 if let Some(fault) = self.faults.last_mut() {
-                    fault.related = first;
+                    fault.related = earlier;
                 }
             }
             let value = self.value()?;
             self.path.pop();
             if !twice {
-                members.push(Member { key, key_start, value });
+                self.members.push(Member { key, key_start, value });
             }
             if !self.more(b'}', "a comma or }")? {
-                return Ok(Value::Object(members));
+                return Ok(Value::Object(self.members.drain(first..).collect()));
             }
         }
     }

@@ -9,12 +9,15 @@ use crate::document::{FileRole, ModelEntry, ModelFile, PromptFormat, Sampling};
 /// Where a file is: the first folder that has it, else where it can be had, else where it belongs.
 fn location(file: &ModelFile, roots: &[PathBuf]) -> String {
     let Some(path) = &file.path else { return file.url.clone().unwrap_or_default() };
+    let shown = |place: PathBuf| place.to_string_lossy().into_owned();
     let mut places = roots.iter().map(|root| root.join(path));
-    let found = places.clone().find(|place| place.is_file());
-    match (found, &file.url) {
-        (Some(found), _) => found.to_string_lossy().into_owned(),
+    if let ([root], None) = (roots, &file.url) {
+        return shown(root.join(path)); // there or not, it can be nowhere else
+    }
+    match (places.clone().find(|place| place.is_file()), &file.url) {
+        (Some(found), _) => shown(found),
         (None, Some(url)) => url.clone(),
-        (None, None) => places.next().unwrap_or_default().to_string_lossy().into_owned(),
+        (None, None) => shown(places.next().unwrap_or_default()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -143,10 +143,13 @@ pub fn tag(body: &[u8]) -> String {
 
 /// The head of a good answer, and which bytes of the body follow it.
 pub fn answer(request: &Request, stream: &mut TcpStream, body: &[u8]) -> Range<usize> {
-    let tag = tag(body);
-    let current = request.headers.get("if-range").is_none_or(|asked| *asked == tag);
+    answer_as(request, stream, body, &tag(body))
+}
+
+fn answer_as(request: &Request, stream: &mut TcpStream, body: &[u8], tag: &str) -> Range<usize> {
+    let current = request.headers.get("if-range").is_none_or(|asked| asked == tag);
     let (from, to) = if current { request.range() } else { (0, None) };
-    if request.headers.get("if-none-match") == Some(&tag) {
+    if request.headers.get("if-none-match").is_some_and(|known| known == tag) {
         status(stream, "304 Not Modified", &format!("ETag: {tag}\r\n"));
         return body.len()..body.len();
     }
@@ -178,18 +181,20 @@ pub fn good(request: &Request, stream: &mut TcpStream, body: &[u8]) {
     let _ = stream.write_all(&body[range]);
 }
 
-/// A link of limited speed that all connections share.
+/// A link of limited speed that all connections to one file share.
 #[derive(Debug)]
 pub struct Link {
     bytes_per_second: f64,
     free: Mutex<Instant>,
+    /// Of the file, made once: on a large one it takes longer than a request should.
+    tag: OnceLock<String>,
 }
 
 impl Link {
     /// A link that carries so much.
     #[must_use]
     pub fn new(bytes_per_second: f64) -> Self {
-        Self { bytes_per_second, free: Mutex::new(Instant::now()) }
+        Self { bytes_per_second, free: Mutex::new(Instant::now()), tag: OnceLock::new() }
     }
 
     /// Answers as a good server does, at the speed of the link. Packets of connections take turns.
@@ -197,7 +202,7 @@ impl Link {
     /// # Panics
     /// If another connection's thread panicked.
     pub fn good(&self, request: &Request, stream: &mut TcpStream, body: &[u8]) {
-        let range = answer(request, stream, body);
+        let range = answer_as(request, stream, body, self.tag.get_or_init(|| tag(body)));
         for packet in body[range].chunks(16 << 10) {
             let wait = {
                 let mut free = self.free.lock().unwrap();
