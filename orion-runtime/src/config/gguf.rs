@@ -126,8 +126,14 @@ pub(super) fn config(header: &ModelHeader) -> Result<DecoderConfig> {
     let context_length = keys.usize("context_length")?;
     let vocab_size = vocab_size(header, &keys)?;
     let has = |tensor: &str| header.tensors.iter().any(|info| info.name == tensor);
+    let rotary = keys.opt_usize("rope.dimension_count")?.unwrap_or(head_dim);
+    if rotary > super::MAX_HEAD_DIM {
+        // As many factors will be made room for.
+        let message = format!("is {rotary}, expected at most {}", super::MAX_HEAD_DIM);
+        return Err(Error::corrupt(message).about(format!("{name}.rope.dimension_count")));
+    }
     let rope = RopeConfig {
-        dim: keys.opt_usize("rope.dimension_count")?.unwrap_or(head_dim),
+        dim: rotary,
         base: keys.opt_f32("rope.freq_base")?.unwrap_or(10_000.0),
         scaling: RopeScaling::None,
     };
@@ -181,13 +187,14 @@ pub(super) fn config(header: &ModelHeader) -> Result<DecoderConfig> {
     })
 }
 
-/// The embedding decides; `vocab_size` keys are often missing, and the vocabulary may be shorter than padding makes it.
+/// The embedding decides; `vocab_size` keys are often missing. Converters give padded rows tokens of their own, so that a
+/// vocabulary of another length belongs to another model.
 fn vocab_size(header: &ModelHeader, keys: &Keys<'_>) -> Result<usize> {
     let embedding = header.tensors.iter().find(|tensor| tensor.name == "token_embd.weight");
     let rows = embedding.and_then(|tensor| tensor.shape.first()).and_then(|&rows| usize::try_from(rows).ok());
     let tokens = header.metadata.get("tokenizer.ggml.tokens").and_then(MetaValue::as_strings);
     match (rows, tokens) {
-        (Some(rows), Some(tokens)) if tokens.len() > rows => {
+        (Some(rows), Some(tokens)) if tokens.len() != rows => {
             Err(Error::corrupt(format!("{} tokens, but the embedding has {rows} rows", tokens.len()))
                 .about("tokenizer.ggml.tokens"))
         }

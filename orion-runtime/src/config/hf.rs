@@ -103,8 +103,12 @@ pub(super) fn config(text: &str, header: &ModelHeader) -> Result<DecoderConfig> 
         _ => heads,
     });
     let layers = root.usize("num_hidden_layers")?;
-    if heads == 0 || !(1..=super::MAX_LAYERS).contains(&layers) {
-        return Err(Error::corrupt(format!("{heads} attention heads in {layers} layers")));
+    for (key, value, most) in
+        [("num_attention_heads", heads, super::MAX_HEADS), ("num_hidden_layers", layers, super::MAX_LAYERS)]
+    {
+        if !(1..=most).contains(&value) {
+            return Err(Error::corrupt(format!("is {value}, expected 1 to {most}")).about(key));
+        }
     }
     let head_dim = match (root.opt_usize("head_dim")?, architecture) {
         (Some(size), _) => size,

@@ -198,6 +198,8 @@ pub struct DecoderConfig {
 /// Bounds on hyper-parameters: far beyond any real model, small enough that products cannot overflow.
 const MAX_LAYERS: usize = 512;
 const MAX_WIDTH: usize = 1 << 20;
+const MAX_HEADS: usize = 4096;
+const MAX_HEAD_DIM: usize = 4096;
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_CONTEXT: usize = 1 << 28;
 
@@ -218,54 +220,69 @@ impl DecoderConfig {
             }
             other => return Err(Error::unsupported(format!("model format {other:?}"))),
         };
-        config.validate()?;
+        config.validate(header.format)?;
         Ok(config)
     }
 
-    fn validate(&self) -> Result<()> {
-        let bounded = |name: &str, value: usize, most: usize| {
+    /// Bounds every value; errors name the key it came from.
+    fn validate(&self, format: ModelFormat) -> Result<()> {
+        let key = |gguf: &str, hugging_face: &str| match format {
+            ModelFormat::Gguf => format!("{}.{gguf}", self.architecture.name()),
+            _ => hugging_face.to_owned(),
+        };
+        let bounded = |gguf: &str, hugging_face: &str, value: usize, most: usize| {
             if (1..=most).contains(&value) {
                 Ok(())
             } else {
-                Err(Error::corrupt(format!("{name} is {value}, expected 1 to {most}")))
+                Err(Error::corrupt(format!("is {value}, expected 1 to {most}"))
+                    .about(key(gguf, hugging_face)))
             }
         };
-        bounded("number of layers", self.layers.len(), MAX_LAYERS)?;
-        bounded("vocabulary size", self.vocab_size, MAX_VOCAB)?;
-        bounded("hidden size", self.hidden, MAX_WIDTH)?;
-        bounded("feed-forward size", self.ffn, MAX_WIDTH)?;
-        bounded("number of heads", self.heads, 4096)?;
-        bounded("number of key-value heads", self.kv_heads, self.heads)?;
-        bounded("head size", self.head_dim, 4096)?;
-        bounded("context length", self.context_length, MAX_CONTEXT)?;
+        bounded("block_count", "num_hidden_layers", self.layers.len(), MAX_LAYERS)?;
+        bounded("vocab_size", "vocab_size", self.vocab_size, MAX_VOCAB)?;
+        bounded("embedding_length", "hidden_size", self.hidden, MAX_WIDTH)?;
+        bounded("feed_forward_length", "intermediate_size", self.ffn, MAX_WIDTH)?;
+        bounded("attention.head_count", "num_attention_heads", self.heads, MAX_HEADS)?;
+        bounded("attention.head_count_kv", "num_key_value_heads", self.kv_heads, self.heads)?;
+        bounded("attention.key_length", "head_dim", self.head_dim, MAX_HEAD_DIM)?;
+        bounded("context_length", "max_position_embeddings", self.context_length, MAX_CONTEXT)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(Error::corrupt(format!(
-                "{} heads are no multiple of {} key-value heads",
-                self.heads, self.kv_heads
-            )));
+            let message = format!("is {}, which does not divide {} heads", self.kv_heads, self.heads);
+            return Err(Error::corrupt(message).about(key("attention.head_count_kv", "num_key_value_heads")));
         }
-        let positive = |name: &str, value: f32| {
+        let positive = |gguf: &str, hugging_face: &str, value: f32| {
             if value.is_finite() && value > 0.0 {
                 Ok(())
             } else {
-                Err(Error::corrupt(format!("{name} is {value}, expected a positive number")))
+                let message = format!("gives {value}, expected a positive number");
+                Err(Error::corrupt(message).about(key(gguf, hugging_face)))
             }
         };
-        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            return Err(Error::corrupt(format!("norm epsilon is {}", self.norm_eps)));
+        if !(self.norm_eps.is_finite() && (0.0..1.0).contains(&self.norm_eps)) {
+            let message = format!("is {}, expected a number from 0 to 1", self.norm_eps);
+            return Err(
+                Error::corrupt(message).about(key("attention.layer_norm_rms_epsilon", "rms_norm_eps"))
+            );
         }
-        positive("attention scale", self.attention_scale)?;
-        positive("embedding scale", self.embedding_scale)?;
-        for cap in [self.attention_soft_cap, self.logit_soft_cap].into_iter().flatten() {
-            positive("soft-cap", cap)?;
+        positive("attention.scale", "query_pre_attn_scalar", self.attention_scale)?;
+        if let Some(cap) = self.attention_soft_cap {
+            positive("attn_logit_softcapping", "attn_logit_softcapping", cap)?;
+        }
+        if let Some(cap) = self.logit_soft_cap {
+            positive("final_logit_softcapping", "final_logit_softcapping", cap)?;
         }
         if self.layers.iter().any(|layer| layer.window == Some(0)) {
-            return Err(Error::corrupt("sliding window is 0"));
+            return Err(Error::corrupt("is 0").about(key("attention.sliding_window", "sliding_window")));
         }
-        for rope in [Some(&self.rope), self.local_rope.as_ref()].into_iter().flatten() {
-            rope.validate(self.head_dim)?;
-        }
-        Ok(())
+        let (base, local) =
+            (key("rope.freq_base", "rope_theta"), key("rope.freq_base_swa", "rope_local_base_freq"));
+        let keys = |base| RopeKeys {
+            dim: key("rope.dimension_count", "partial_rotary_factor"),
+            base,
+            scaling: key("rope.scaling", "rope_scaling"),
+        };
+        self.rope.validate(self.head_dim, &keys(base))?;
+        self.local_rope.as_ref().map_or(Ok(()), |rope| rope.validate(self.head_dim, &keys(local)))
     }
 
     /// Query elements per token: `heads · head_dim`.
@@ -281,67 +298,78 @@ impl DecoderConfig {
     }
 }
 
+/// What the values of a rotary embedding are called where they came from.
+struct RopeKeys {
+    dim: String,
+    base: String,
+    scaling: String,
+}
+
 impl RopeConfig {
-    fn validate(&self, head_dim: usize) -> Result<()> {
+    fn validate(&self, head_dim: usize, keys: &RopeKeys) -> Result<()> {
         if self.dim == 0 || !self.dim.is_multiple_of(2) || self.dim > head_dim {
-            return Err(Error::corrupt(format!(
-                "rope dimension is {}, expected an even number up to the head size {head_dim}",
+            let message = format!(
+                "rotates {} elements, expected an even number up to the head size {head_dim}",
                 self.dim
-            )));
+            );
+            return Err(Error::corrupt(message).about(&*keys.dim));
         }
         if !(self.base.is_finite() && self.base > 0.0) {
-            return Err(Error::corrupt(format!("rope base is {}, expected a positive number", self.base)));
+            let message = format!("is {}, expected a positive number", self.base);
+            return Err(Error::corrupt(message).about(&*keys.base));
         }
+        self.scaling.validate(self.dim).map_err(|error| error.about(&*keys.scaling))
+    }
+}
+
+impl RopeScaling {
+    /// `dim` elements rotate.
+    fn validate(&self, dim: usize) -> Result<()> {
         let factors = |name: &str, factors: &[f32]| {
-            if factors.len() != self.dim / 2 {
-                return Err(Error::corrupt(format!(
-                    "{} {name} rope factors, expected {}",
-                    factors.len(),
-                    self.dim / 2
-                )));
+            if factors.len() != dim / 2 {
+                let message = format!("{} {name} factors, expected {}", factors.len(), dim / 2);
+                return Err(Error::corrupt(message));
             }
             match factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
-                Some(factor) => Err(Error::corrupt(format!("{name} rope factor {factor}"))),
+                Some(factor) => Err(Error::corrupt(format!("a {name} factor is {factor}"))),
                 None => Ok(()),
             }
         };
-        let finite = |name: &str, value: f32| {
+        let positive = |name: &str, value: f32| {
             let ok = value.is_finite() && value > 0.0;
-            if ok { Ok(()) } else { Err(Error::corrupt(format!("rope {name} is {value}"))) }
+            if ok { Ok(()) } else { Err(Error::corrupt(format!("{name} is {value}"))) }
         };
-        match &self.scaling {
-            RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } => finite("factor", *factor),
-            RopeScaling::Factors(list) => factors("frequency", list),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                finite("factor", *factor)?;
-                finite("low_freq_factor", *low_freq_factor)?;
-                finite("high_freq_factor", *high_freq_factor)?;
-                if high_freq_factor <= low_freq_factor || *original_context == 0 {
-                    return Err(Error::corrupt("llama3 rope scaling contradicts itself"));
+        let trained = |context: usize| match context {
+            0 => Err(Error::corrupt("the original context length is 0")),
+            _ => Ok(()),
+        };
+        match self {
+            Self::None => Ok(()),
+            Self::Linear { factor } => positive("factor", *factor),
+            Self::Factors(list) => factors("frequency", list),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                positive("factor", *factor)?;
+                positive("low_freq_factor", *low_freq_factor)?;
+                positive("high_freq_factor", *high_freq_factor)?;
+                if high_freq_factor <= low_freq_factor {
+                    let message =
+                        format!("high_freq_factor {high_freq_factor} is not above {low_freq_factor}");
+                    return Err(Error::corrupt(message));
                 }
-                Ok(())
+                trained(*original_context)
             }
-            RopeScaling::Yarn {
-                factor, beta_fast, beta_slow, original_context, attention_factor, ..
-            } => {
-                finite("factor", *factor)?;
-                finite("beta_fast", *beta_fast)?;
-                finite("beta_slow", *beta_slow)?;
-                finite("attention factor", *attention_factor)?;
-                if *original_context == 0 {
-                    return Err(Error::corrupt("yarn rope scaling without an original context"));
-                }
-                Ok(())
+            Self::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, .. } => {
+                positive("factor", *factor)?;
+                positive("beta_fast", *beta_fast)?;
+                positive("beta_slow", *beta_slow)?;
+                positive("attention factor", *attention_factor)?;
+                trained(*original_context)
             }
-            RopeScaling::LongRope { short, long, original_context, attention_factor } => {
+            Self::LongRope { short, long, original_context, attention_factor } => {
                 factors("short", short)?;
                 factors("long", long)?;
-                finite("attention factor", *attention_factor)?;
-                if *original_context == 0 {
-                    return Err(Error::corrupt("longrope without an original context"));
-                }
-                Ok(())
+                positive("attention factor", *attention_factor)?;
+                trained(*original_context)
             }
         }
     }
