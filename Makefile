@@ -20,7 +20,7 @@ SHARDS ?= 4
 DEMO   := target/demo
 
 .PHONY: scorecard quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-ttft bench-parts bench-engine soak router-head router-reach mutants eval
+.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-ttft bench-parts bench-engine soak router-head router-reach coverage mutants eval
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
@@ -139,6 +139,12 @@ router-head: models ## Train models.head.safetensors, the head for the agents of
 
 router-reach: models ## Accuracy of the router on data it has not seen (minutes); first make router-data FROM=DIR
 	$(CARGO) test --release -p orion-router --test reach -- --ignored --nocapture --test-threads 1
+
+coverage: models ## Line coverage of the tests, per crate (10 minutes)
+	@$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install cargo-tarpaulin --locked
+	$(CARGO) tarpaulin --engine llvm --release --workspace --skip-clean --timeout 900 \
+	  --target-dir target/coverage --out Json --output-dir target/coverage >/dev/null
+	$(PYTHON) scripts/coverage.py target/coverage/tarpaulin-report.json
 
 mutants: ## Change orion-resilience in small ways, and count which changes its tests catch (an hour)
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants --locked

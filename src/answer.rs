@@ -51,6 +51,13 @@ pub enum EngineEvent {
         /// Log-probability of the token and of the likeliest candidates, if asked for.
         logprobs: Option<(f32, Vec<TokenLogprob>)>,
     },
+    /// The chosen model is not there yet, and its first responder speaks for it.
+    FirstResponder {
+        /// Who answers.
+        model: ModelId,
+        /// The model that was chosen, and is brought into memory meanwhile.
+        instead_of: ModelId,
+    },
     /// A model failed, and the next of the chain takes over.
     Fallback {
         /// The model that failed.

@@ -97,6 +97,118 @@ fn loading_tells_how_far_it_is() {
     assert_eq!(stream.answer().unwrap().text, "m: hi");
 }
 
+/// Weights that note what is asked of them besides whole tensors.
+struct Noted(Arc<dyn WeightSource>, Arc<Mutex<Vec<String>>>);
+impl Noted {
+    fn note(&self, what: String) {
+        self.1.lock().unwrap().push(what);
+    }
+}
+impl WeightSource for Noted {
+    fn header(&self) -> &ModelHeader {
+        self.0.header()
+    }
+    fn tensor(&self, index: usize) -> Result<TensorBytes> {
+        self.0.tensor(index)
+    }
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.note(format!("read {index} by {piece}"));
+        self.0.read(index, piece, each)
+    }
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        self.note(format!("rows {rows:?} of {index}"));
+        Ok(vec![7; 2].into())
+    }
+    fn expect(&self, order: &[usize]) {
+        self.note(format!("expect {order:?}"));
+    }
+}
+
+/// A runtime that reads weights in every way.
+struct Thorough(fakes::Actors);
+impl orion::Runtime for Thorough {
+    fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn orion::Model>> {
+        weights.expect(&[1, 0]);
+        assert_eq!(*weights.rows(2, &[5])?, [7, 7]);
+        let mut read = 0;
+        weights.read(3, 300, &mut |bytes| {
+            read += bytes.len();
+            Ok(())
+        })?;
+        assert_eq!(read, 1000);
+        self.0.load(weights)
+    }
+}
+
+#[test]
+fn a_source_hears_all_that_a_runtime_asks() {
+    let (stage, notes) = (Stage::new(), Arc::new(Mutex::new(Vec::new())));
+    let noted = notes.clone();
+    let engine = builder(&stage, [spec("m")])
+        .runtime(Arc::new(Thorough(fakes::Actors(stage.clone()))))
+        .sources(move |spec| Ok(Arc::new(Noted(weights(spec.id.as_str(), 4000), noted.clone()))))
+        .build()
+        .unwrap();
+    let events: Vec<_> = engine.stream("hi").collect();
+    assert_eq!(*notes.lock().unwrap(), ["expect [1, 0]", "rows [5] of 2", "read 3 by 300"]);
+    let loaded = |event: &EngineEvent| match event {
+        EngineEvent::Loading { done, total, .. } => done <= total,
+        EngineEvent::Failed { error, .. } => panic!("{error}"),
+        _ => true,
+    };
+    assert!(events.iter().all(loaded), "no byte counts twice");
+    assert_eq!(engine.stats().unwrap().models[0].bytes, 4000);
+}
+
+#[test]
+fn a_first_responder_speaks_until_its_model_is_there() {
+    let (stage, latch) = (Stage::new(), Latch::default());
+    let door = latch.clone();
+    let large = with("large", |it| it.first_responder = Some("small".into()));
+    let engine = builder(&stage, [large, spec("small")])
+        .sources(move |spec| {
+            let source = weights(spec.id.as_str(), 4000);
+            Ok(if spec.id.as_str() == "large" { Arc::new(Late(source, door.clone())) } else { source })
+        })
+        .build()
+        .unwrap();
+    let ask = || Request::new("hi").model("large");
+    for _ in 0..2 {
+        let events: Vec<_> = engine.stream(ask()).collect();
+        let speaks = |event: &EngineEvent| match event {
+            EngineEvent::FirstResponder { model, instead_of } => {
+                (model.as_str(), instead_of.as_str()) == ("small", "large")
+            }
+            _ => false,
+        };
+        assert!(events.iter().any(speaks), "{:?}", names(&events));
+        let Some(EngineEvent::Done(answer)) = events.last() else { panic!("{:?}", names(&events)) };
+        assert_eq!((answer.model.as_str(), answer.text.as_str()), ("small", "small: hi"));
+    }
+    assert_eq!(stage.loads().iter().filter(|model| *model == "large").count(), 1, "one load for both");
+    latch.open();
+    let ready = |id: &str| {
+        let models = engine.stats().unwrap().models;
+        models.iter().any(|model| model.model.as_str() == id && model.residency == Residency::Ready)
+    };
+    until("the large model is there", || ready("large"));
+    let events: Vec<_> = engine.stream(ask()).collect();
+    assert!(!names(&events).contains(&"first responder"));
+    let Some(EngineEvent::Done(answer)) = events.last() else { panic!("the last event") };
+    assert_eq!(answer.text, "large: hi");
+}
+
+#[test]
+fn a_first_responder_that_fails_lets_the_request_wait_for_its_model() {
+    let stage = Stage::new();
+    stage.script("small", |_| Err(down()));
+    let large = with("large", |it| it.first_responder = Some("small".into()));
+    let engine = builder(&stage, [large, spec("small")]).build().unwrap();
+    let events: Vec<_> = engine.stream(Request::new("hi").model("large")).collect();
+    let Some(EngineEvent::Done(answer)) = events.last() else { panic!("{:?}", names(&events)) };
+    assert_eq!(answer.text, "large: hi");
+}
+
 #[test]
 fn each_kind_of_agent_gets_its_prompts() {
     let stage = Stage::new();

@@ -63,9 +63,12 @@ impl WeightSource for Held {
     }
 }
 
+/// Tells one kind of event.
+type Which = fn(&GenerationEvent) -> bool;
+
 /// Takes events, and holds whoever brings the one that is waited for.
 struct Consumer {
-    hold_at: fn(&GenerationEvent) -> bool,
+    hold_at: Which,
     point: Point,
     done: mpsc::Sender<GenerationEvent>,
 }
@@ -135,7 +138,7 @@ fn a_model_answers_calls_while_a_tensor_does_not_come() {
 fn a_model_answers_calls_while_its_worker_is_held() {
     let source = orion::loader::open(orion_testkit::models::smollm2()).unwrap();
     let model = Arc::new(LocalRuntime::default().open(source).unwrap());
-    let points: [(&str, fn(&GenerationEvent) -> bool); 3] = [
+    let points: [(&str, Which); 3] = [
         ("the start of the prompt", |event| matches!(event, GenerationEvent::Started { .. })),
         ("a token", |event| matches!(event, GenerationEvent::Token { .. })),
         ("the end", |event| matches!(event, GenerationEvent::Done(_))),

@@ -164,6 +164,18 @@ impl WeightSource for Templated {
         self.inner.tensor(index)
     }
 
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.inner.read(index, piece, each)
+    }
+
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        self.inner.rows(index, rows)
+    }
+
+    fn expect(&self, order: &[usize]) {
+        self.inner.expect(order);
+    }
+
     fn release(&self, index: usize) {
         self.inner.release(index);
     }

@@ -61,6 +61,9 @@ impl WeightSource for Foreground {
     fn tensor(&self, index: usize) -> Result<TensorBytes> {
         self.source.tensor(index)
     }
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.source.read(index, piece, each)
+    }
     fn release(&self, index: usize) {
         self.source.release(index);
     }

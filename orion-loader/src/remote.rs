@@ -185,7 +185,9 @@ impl RemoteSource {
         }
     }
 
-    fn bytes(&self, index: usize, info: &TensorInfo) -> Result<TensorBytes> {
+    /// The file of a tensor once it may be waited for: of those held back, when it is whole. The tensor itself where the
+    /// file is mapped.
+    fn begin(&self, index: usize, info: &TensorInfo) -> Result<(&Arriving, Option<TensorBytes>)> {
         let arriving = &self.arrivals.files[info.file];
         arriving.settle();
         if self.held_back(info.file).contains(&index) {
@@ -195,11 +197,40 @@ impl RemoteSource {
             && arriving.is_done()
         {
             arriving.used(info.bytes);
-            return self.window(&mapped[info.file], &arriving.done()?, info);
+            return Ok((arriving, Some(self.window(&mapped[info.file], &arriving.done()?, info)?)));
+        }
+        Ok((arriving, None))
+    }
+
+    fn bytes(&self, index: usize, info: &TensorInfo) -> Result<TensorBytes> {
+        let (arriving, mapped) = self.begin(index, info)?;
+        if let Some(bytes) = mapped {
+            return Ok(bytes);
         }
         let bytes = arriving.range(info.offset, info.bytes)?;
         self.confirm(info.file)?;
         Ok(bytes.into())
+    }
+
+    fn pieces(
+        &self,
+        index: usize,
+        info: &TensorInfo,
+        piece: usize,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (arriving, mapped) = self.begin(index, info)?;
+        if let Some(bytes) = mapped {
+            return bytes.chunks(piece.max(1)).try_for_each(each);
+        }
+        let mut done = 0;
+        while done < info.bytes {
+            let bytes = arriving.range(info.offset + done, (info.bytes - done).min(piece.max(1) as u64))?;
+            self.confirm(info.file)?;
+            done += bytes.len() as u64;
+            each(&bytes)?;
+        }
+        Ok(())
     }
 
     fn window(&self, mapped: &OnceLock<Arc<Mapped>>, path: &Path, info: &TensorInfo) -> Result<TensorBytes> {
@@ -223,6 +254,11 @@ impl WeightSource for RemoteSource {
     fn tensor(&self, index: usize) -> Result<TensorBytes> {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
         self.bytes(index, info).map_err(|error| error.about(format!("tensor {}", info.name)))
+    }
+
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        self.pieces(index, info, piece, each).map_err(|error| error.about(format!("tensor {}", info.name)))
     }
 
     fn expect(&self, order: &[usize]) {

@@ -138,23 +138,57 @@ impl Watched {
     }
 }
 
+impl Watched {
+    fn wanted(&self) -> Result<()> {
+        match self.arrival.abandoned.is_cancelled() {
+            true => Err(Error::new(ErrorKind::Cancelled, "the model is no longer wanted")),
+            false => Ok(()),
+        }
+    }
+
+    /// A tensor is there.
+    fn took(&self, index: usize, bytes: u64) {
+        if self.taken.get(index).is_some_and(|taken| !taken.swap(true, Ordering::AcqRel)) {
+            self.arrival.advance(bytes);
+            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.arrival.complete();
+            }
+        }
+    }
+}
+
 impl WeightSource for Watched {
     fn header(&self) -> &ModelHeader {
         self.header.as_ref().unwrap_or_else(|| self.inner.header())
     }
 
     fn tensor(&self, index: usize) -> Result<TensorBytes> {
-        if self.arrival.abandoned.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, "the model is no longer wanted"));
-        }
+        self.wanted()?;
         let bytes = self.inner.tensor(index).inspect_err(|error| self.arrival.fail(error))?;
-        if self.taken.get(index).is_some_and(|taken| !taken.swap(true, Ordering::AcqRel)) {
-            self.arrival.advance(bytes.len() as u64);
-            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.arrival.complete();
-            }
-        }
+        self.took(index, bytes.len() as u64);
         Ok(bytes)
+    }
+
+    fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.wanted()?;
+        let mut read = 0;
+        let counted = &mut |bytes: &[u8]| {
+            self.wanted()?;
+            read += bytes.len() as u64;
+            each(bytes)
+        };
+        self.inner.read(index, piece, counted).inspect_err(|error| self.arrival.fail(error))?;
+        self.took(index, read);
+        Ok(())
+    }
+
+    fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
+        self.wanted()?;
+        self.inner.rows(index, rows).inspect_err(|error| self.arrival.fail(error))
+    }
+
+    fn expect(&self, order: &[usize]) {
+        self.inner.expect(order);
     }
 
     fn release(&self, index: usize) {

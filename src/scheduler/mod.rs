@@ -125,6 +125,17 @@ struct Active {
     receipt: Option<Receipt<RequestId>>,
     permit: Option<(Box<dyn Permit>, Timestamp)>,
     waiting: bool,
+    deputy: Deputy,
+}
+
+/// Whether a first responder speaks for the chosen model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deputy {
+    /// If the model is not there.
+    MaySpeak,
+    Speaks,
+    /// It could not: the model is waited for.
+    Failed,
 }
 
 /// The engine is closing.
@@ -267,6 +278,7 @@ impl Scheduler {
             receipt: None,
             permit: None,
             waiting: true,
+            deputy: Deputy::MaySpeak,
         };
         self.active.insert(id, active);
         if self.closing.is_some() {
@@ -415,16 +427,11 @@ impl Scheduler {
             let error = Error::new(ErrorKind::NotFound, "the model has left the catalogue");
             return self.hop(id, error.about(format!("model {model}")));
         };
+        let spec = self.speaker(id, spec);
+        let model = spec.id.clone();
         let key = self.key(&spec);
-        let now = self.now();
-        let slot = self.slots.entry(key.clone()).or_insert_with(|| {
-            Slot::new(key.clone(), spec.clone(), self.settings.queue.clone(), self.settings.clock.clone())
-        });
-        slot.spec = spec.clone();
-        slot.pinned |= spec.pinned;
-        slot.used(now);
-        slot.foretold = false;
-        let Some(active) = self.active.get_mut(&id) else { return };
+        self.slot(&key, &spec);
+        let (Some(slot), Some(active)) = (self.slots.get(&key), self.active.get_mut(&id)) else { return };
         active.attempt += 1;
         active.spec = Some(spec);
         active.key = Some(key);
@@ -444,6 +451,41 @@ impl Scheduler {
             }
             Err(refused) => self.hop(id, Error::from(refused).about(format!("model {model}"))),
         }
+    }
+
+    /// The model itself, or its first responder while its own weights are not there; they are brought in meanwhile.
+    fn speaker(&mut self, id: RequestId, spec: Arc<ModelSpec>) -> Arc<ModelSpec> {
+        let small = spec.first_responder.as_ref().and_then(|small| self.settings.catalog.get(small));
+        let Some(small) = small else { return spec };
+        let key = self.key(&spec);
+        if self.key(&small) == key || self.slots.get(&key).is_some_and(Slot::is_here) {
+            return spec;
+        }
+        let Some(active) = self.active.get_mut(&id).filter(|active| active.deputy != Deputy::Failed) else {
+            return spec;
+        };
+        active.deputy = Deputy::Speaks;
+        active
+            .flight
+            .tell(EngineEvent::FirstResponder { model: small.id.clone(), instead_of: spec.id.clone() });
+        let slot = self.slot(&key, &spec);
+        if matches!(slot.state, Residency::Absent | Residency::Failed) {
+            self.begin(&key);
+        }
+        small
+    }
+
+    /// The slot of these weights, used by `spec` now.
+    fn slot(&mut self, key: &Key, spec: &Arc<ModelSpec>) -> &mut Slot {
+        let (now, settings) = (self.now(), &self.settings);
+        let slot = self.slots.entry(key.clone()).or_insert_with(|| {
+            Slot::new(key.clone(), spec.clone(), settings.queue.clone(), settings.clock.clone())
+        });
+        slot.spec = spec.clone();
+        slot.pinned |= spec.pinned;
+        slot.used(now);
+        slot.foretold = false;
+        slot
     }
 
     // --- a request gets its place ---
@@ -645,6 +687,20 @@ impl Scheduler {
             Phase::Loading => Event::LoadFailed,
             _ => Event::GenerateFailed,
         };
+        if active.deputy == Deputy::Speaks && phase != Phase::Decoding {
+            active.deputy = Deputy::Failed;
+            let (from, to) = match (&active.spec, &active.walk) {
+                (Some(small), Some(walk)) => (small.id.clone(), walk.model().clone()),
+                _ => return self.finish(id, last, End::Failed(error)),
+            };
+            let error = error.to_string();
+            self.release(id, Some(&error));
+            if flight.step(Event::FellBack) {
+                flight.tell(EngineEvent::Fallback { from, to, error });
+                self.enqueue(id);
+            }
+            return;
+        }
         let Some(walk) = active.walk.as_mut().filter(|_| phase != Phase::Decoding && active.models > 1)
         else {
             return self.finish(id, last, End::Failed(error));

@@ -116,6 +116,12 @@ impl Slot {
         matches!(self.state, Residency::Fetching | Residency::Loading)
     }
 
+    /// Whether all its weights are here.
+    pub(crate) fn is_here(&self) -> bool {
+        let arrived = self.arrival.as_ref().is_none_or(|arrival| arrival.is_over());
+        self.model.is_some() && self.state.accepts_work() && arrived
+    }
+
     /// Whether it may be evicted now without anybody noticing.
     pub(crate) fn is_idle(&self) -> bool {
         self.state == Residency::Ready && self.jobs.is_empty() && !self.pinned

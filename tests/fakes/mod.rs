@@ -236,6 +236,7 @@ pub(crate) fn names(events: &[EngineEvent]) -> Vec<&'static str> {
         EngineEvent::Loading { .. } => "loading",
         EngineEvent::Prefill { .. } => "prefill",
         EngineEvent::Token { .. } => "token",
+        EngineEvent::FirstResponder { .. } => "first responder",
         EngineEvent::Fallback { .. } => "fallback",
         EngineEvent::Done(_) => "done",
         EngineEvent::Failed { .. } => "failed",
