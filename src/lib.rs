@@ -46,10 +46,11 @@ pub use stream::{ModelExt, TokenStream};
 pub use wire::open;
 
 pub use orion_core::{
-    CancelToken, Candidate, Catalog, Clock, Completion, Decision, Digest, Embedder, Error, ErrorKind,
-    FileSpec, FinishReason, Flow, Gate, Generation, GenerationEvent, Health, Job, ManualClock, MemoryBudget,
-    Message, MetaArray, MetaValue, Model, ModelFormat, ModelHeader, ModelId, ModelInfo, ModelSpec, Observer,
-    Operation, Outcome, Permit, Prompt, Query, Ranked, Refused, RequestEvent, RequestId, Reservation, Result,
-    Role, Router, Runtime, SamplingParams, StringTable, SystemClock, TensorBytes, TensorInfo, TensorType,
-    TileLayout, Timestamp, Timings, TokenId, TokenLogprob, TokenSink, Usage, WeightSource, state,
+    CancelToken, Candidate, Catalog, Clock, Completion, Constraint, Decision, Digest, Embedder, Error,
+    ErrorKind, FileSpec, FinishReason, Flow, Gate, Generation, GenerationEvent, Health, Job, ManualClock,
+    MemoryBudget, Message, MetaArray, MetaValue, Model, ModelFormat, ModelHeader, ModelId, ModelInfo,
+    ModelSpec, Observer, Operation, Outcome, Permit, Prompt, Query, Ranked, Refused, RequestEvent, RequestId,
+    Reservation, Result, Role, Router, Runtime, SamplingParams, StringTable, SystemClock, TensorBytes,
+    TensorInfo, TensorType, TileLayout, Timestamp, Timings, TokenId, TokenLogprob, TokenSink, Usage,
+    WeightSource, state,
 };

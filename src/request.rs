@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use orion_core::{CancelToken, Generation, Message, ModelId, ModelSpec, Prompt, Role, SamplingParams};
+use orion_core::{
+    CancelToken, Constraint, Generation, Message, ModelId, ModelSpec, Prompt, Role, SamplingParams,
+};
 use orion_resilience::{Caller, Priority};
 
 /// A request: the prompt, and everything about it that is not as usual.
@@ -25,6 +27,7 @@ pub struct Request {
     pub(crate) max_tokens: Option<u32>,
     pub(crate) stop: Vec<String>,
     pub(crate) logprobs: u8,
+    pub(crate) constraint: Option<Constraint>,
     pub(crate) priority: Priority,
     pub(crate) caller: Caller,
     pub(crate) timeout: Option<Duration>,
@@ -60,6 +63,7 @@ impl Request {
             max_tokens: None,
             stop: Vec::new(),
             logprobs: 0,
+            constraint: None,
             priority: Priority::default(),
             caller: Caller::default(),
             timeout: None,
@@ -108,6 +112,19 @@ impl Request {
     pub fn logprobs(mut self, candidates: u8) -> Self {
         self.logprobs = candidates;
         self
+    }
+
+    /// The answer follows a schema, an expression or a grammar.
+    #[must_use]
+    pub fn constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// The answer is JSON that this JSON Schema admits.
+    #[must_use]
+    pub fn json_schema(self, schema: impl Into<String>) -> Self {
+        self.constraint(Constraint::JsonSchema(schema.into()))
     }
 
     /// How urgent it is.
@@ -198,6 +215,7 @@ impl Request {
         generation.max_tokens = self.max_tokens;
         generation.stop = spec.stop.iter().chain(&self.stop).cloned().collect();
         generation.logprobs = self.logprobs;
+        generation.constraint.clone_from(&self.constraint);
         generation
     }
 }

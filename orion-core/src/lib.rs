@@ -20,7 +20,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{Completion, FinishReason, Flow, GenerationEvent, Timings, TokenLogprob, Usage};
 pub use header::{MetaArray, MetaValue, ModelFormat, ModelHeader, StringTable};
 pub use id::{Digest, ModelId, RequestId, TokenId};
-pub use request::{CancelToken, Generation, Message, Prompt, Role, SamplingParams};
+pub use request::{CancelToken, Constraint, Generation, Message, Prompt, Role, SamplingParams};
 pub use seams::{
     Catalog, Embedder, Gate, Job, Model, ModelInfo, Observer, Operation, Outcome, Permit, Refused,
     RequestEvent, Router, Runtime, TokenSink, WeightSource,

@@ -145,6 +145,19 @@ impl SamplingParams {
     }
 }
 
+/// What an answer has to look like. Tokens that would break it are never chosen; what was not asked for is not promised:
+/// an answer that is cut off by its length is the beginning of one that fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Constraint {
+    /// A JSON text that this JSON Schema (draft 2020-12, given as JSON) admits; `{}` admits any.
+    JsonSchema(String),
+    /// A text that this regular expression matches as a whole.
+    Regex(String),
+    /// A text of this grammar, in llama.cpp's notation (GBNF); it begins at the rule `root`.
+    Grammar(String),
+}
+
 /// One generation: prompt, sampling and when to stop.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -164,6 +177,8 @@ pub struct Generation {
     pub ignore_eos: bool,
     /// Report the log-probabilities of this many candidates with each token; 0 for none, at most 20.
     pub logprobs: u8,
+    /// What the answer has to look like.
+    pub constraint: Option<Constraint>,
 }
 
 impl Generation {
@@ -178,6 +193,7 @@ impl Generation {
             stop_tokens: Vec::new(),
             ignore_eos: false,
             logprobs: 0,
+            constraint: None,
         }
     }
 
@@ -197,6 +213,13 @@ impl Generation {
     #[must_use]
     pub fn max_tokens(mut self, tokens: u32) -> Self {
         self.max_tokens = Some(tokens);
+        self
+    }
+
+    /// Has the answer follow a schema, an expression or a grammar.
+    #[must_use]
+    pub fn constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
         self
     }
 

@@ -19,7 +19,20 @@ use crate::json::{Node, Value, escape};
 /// The JSON Schema (2020-12) of `models.json`, as indented JSON with a final newline.
 #[must_use]
 pub fn schema_json() -> String {
-    serde_json::to_string_pretty(&generate()).expect("a schema is plain JSON") + "\n"
+    serde_json::to_string_pretty(&sorted(generate())).expect("a schema is plain JSON") + "\n"
+}
+
+/// Keys in alphabetical order, whichever order serde_json was built to keep.
+fn sorted(value: Json) -> Json {
+    match value {
+        Json::Object(members) => {
+            let mut members: Vec<_> = members.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+            members.sort_by(|a, b| a.0.cmp(&b.0));
+            Json::Object(members.into_iter().collect())
+        }
+        Json::Array(elements) => elements.into_iter().map(sorted).collect(),
+        other => other,
+    }
 }
 
 fn generate() -> Json {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod constraint;
 mod cpu;
 mod encoder;
 mod executor;

@@ -209,10 +209,13 @@ fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) ->
 /// Turns prompts into tokens, off the caller's thread and off the worker's.
 fn prepare(jobs: &Receiver<(Job, Instant)>, worker: &Sender<Command>, codec: &TextCodec) {
     for (mut job, submitted) in jobs {
-        let encoded = job.generation.validate().and_then(|()| codec.encode(&job.generation));
-        match encoded {
-            Ok(tokens) => {
-                let sent = worker.send(Command::Generate(Prepared { tokens, job, submitted }));
+        let generation = &job.generation;
+        let encoded = generation.validate().and_then(|()| codec.encode(generation));
+        let follow = generation.constraint.as_ref().map(|constraint| codec.follow(constraint)).transpose();
+        match encoded.and_then(|tokens| Ok((tokens, follow?))) {
+            Ok((tokens, follow)) => {
+                let sent =
+                    worker.send(Command::Generate(Box::new(Prepared { tokens, job, submitted, follow })));
                 if let Err(crossbeam_channel::SendError(Command::Generate(mut prepared))) = sent {
                     prepared.job.sink.event(GenerationEvent::Failed(worker_gone()));
                 }

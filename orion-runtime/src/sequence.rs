@@ -7,6 +7,7 @@ use orion_core::{
     TokenId, TokenSink, Usage,
 };
 
+use crate::constraint::Follow;
 use crate::sampler::{self, Sampler};
 use crate::stops::StopMatcher;
 use crate::text::TextCodec;
@@ -17,6 +18,8 @@ pub(crate) struct Prepared {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) job: Job,
     pub(crate) submitted: Instant,
+    /// What the answer has to follow.
+    pub(crate) follow: Option<Follow>,
 }
 
 /// A generation that holds pages of keys and values.
@@ -35,6 +38,7 @@ pub(crate) struct Sequence {
     /// Length at which generation ends.
     limit: usize,
     sampler: Sampler,
+    follow: Option<Follow>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
     text: String,
@@ -55,11 +59,12 @@ impl Sequence {
         long: bool,
         context: usize,
     ) -> Self {
-        let Prepared { tokens, job, submitted } = prepared;
+        let Prepared { tokens, job, submitted, follow } = prepared;
         let prompt_len = tokens.len();
         let most = job.generation.max_tokens.map_or(usize::MAX, |most| most as usize);
         let mut sequence = Self {
             sampler: Sampler::new(job.generation.sampling.clone()),
+            follow,
             stops: StopMatcher::new(job.generation.stop.clone()),
             detokenizer: Detokenizer::continuing(),
             limit: prompt_len.saturating_add(most).min(context + 1),
@@ -122,22 +127,28 @@ impl Sequence {
         if self.tokens.len() >= self.limit {
             return Ok(Some(FinishReason::Length));
         }
-        let id = self.sampler.sample(logits, &self.tokens)?;
+        let allowed = match &mut self.follow {
+            Some(follow) => follow.allow(logits)?,
+            None => logits,
+        };
+        let id = self.sampler.sample(allowed, &self.tokens)?;
         self.first_token.get_or_insert_with(Instant::now);
         let stop = self.generation.stop_tokens.contains(&id);
         if stop || (!self.generation.ignore_eos && codec.ends_turn(id)) {
             return Ok(Some(FinishReason::Stop));
         }
         self.tokens.push(id);
+        let whole = self.follow.as_mut().map_or(Ok(false), |follow| follow.took(id))?;
         let (text, hit) = self.stops.push(&codec.detokenize(&mut self.detokenizer, id));
         self.text += &text;
         let wanted = usize::from(self.generation.logprobs);
         let logprobs = (wanted > 0).then(|| sampler::logprobs(logits, id, wanted));
         self.tell(GenerationEvent::Token { id, text, logprobs });
-        Ok(match (hit, self.tokens.len() >= self.limit) {
-            (true, _) => Some(FinishReason::StopString),
-            (false, true) => Some(FinishReason::Length),
-            (false, false) => None,
+        Ok(match (hit, whole, self.tokens.len() >= self.limit) {
+            (true, ..) => Some(FinishReason::StopString),
+            (false, true, _) => Some(FinishReason::Stop),
+            (false, false, true) => Some(FinishReason::Length),
+            (false, false, false) => None,
         })
     }
 

@@ -1,7 +1,10 @@
 //! Between text and tokens: what a model's vocabulary and chat template do to a prompt.
 
-use orion_core::{Error, ErrorKind, Generation, Message, ModelHeader, Prompt, Result, TokenId};
+use std::sync::{Mutex, PoisonError};
 
+use orion_core::{Constraint, Error, ErrorKind, Generation, Message, ModelHeader, Prompt, Result, TokenId};
+
+use crate::constraint::{Constraints, Follow};
 use crate::template::{ChatTemplate, RenderOptions};
 use crate::tokenizer::{Detokenizer, SpecialTokens, Tokenizer};
 
@@ -11,6 +14,8 @@ pub struct TextCodec {
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
     vocab_size: usize,
+    /// Made when the first constraint comes: it takes a copy of the vocabulary.
+    constraints: Mutex<Option<Constraints>>,
 }
 
 impl TextCodec {
@@ -32,7 +37,8 @@ impl TextCodec {
             return Err(Error::corrupt(format!("{size} tokens, but the embedding has {vocab_size} rows"))
                 .about("vocabulary"));
         }
-        Ok(Self { tokenizer, template: ChatTemplate::from_header(header)?, vocab_size })
+        let template = ChatTemplate::from_header(header)?;
+        Ok(Self { tokenizer, template, vocab_size, constraints: Mutex::default() })
     }
 
     /// The vocabulary.
@@ -68,6 +74,18 @@ impl TextCodec {
         }
         self.check(&tokens)?;
         Ok(tokens)
+    }
+
+    /// Begins an answer that follows `constraint`.
+    pub(crate) fn follow(&self, constraint: &Constraint) -> Result<Follow> {
+        let tokenizer = self.tokenizer()?;
+        // A panic elsewhere leaves them made or not made.
+        let mut constraints = self.constraints.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = match constraints.take() {
+            Some(made) => made,
+            None => Constraints::new(tokenizer, self.vocab_size)?,
+        };
+        constraints.insert(made).start(constraint)
     }
 
     /// Refuses ids outside the vocabulary.

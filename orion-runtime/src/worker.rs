@@ -26,7 +26,7 @@ const EVALUATION_LOGITS: usize = 1 << 23;
 
 /// Work for the worker.
 pub(crate) enum Command {
-    Generate(Prepared),
+    Generate(Box<Prepared>),
     Evaluate(Evaluate),
     ForgetPrefixes,
 }
@@ -135,7 +135,7 @@ impl Worker {
 
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Generate(prepared) => self.waiting.push_back(prepared),
+            Command::Generate(prepared) => self.waiting.push_back(*prepared),
             Command::Evaluate(evaluate) => self.evaluate(&evaluate),
             Command::ForgetPrefixes => self.pool.clear(),
         }

@@ -2,8 +2,8 @@ use std::time::Instant;
 
 use clap::Args;
 use orion::{
-    Completion, Generation, GenerationEvent, Message, ModelExt, Prompt, Result, Role, SamplingParams,
-    TokenLogprob,
+    Completion, Constraint, Error, Generation, GenerationEvent, Message, ModelExt, Prompt, Result, Role,
+    SamplingParams, TokenLogprob,
 };
 use serde_json::{Value, json};
 
@@ -29,6 +29,15 @@ pub(crate) struct Generate {
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Answer with JSON that this JSON Schema admits: a file, or the schema itself
+    #[arg(long, value_name = "SCHEMA", conflicts_with_all = ["grammar", "regex"])]
+    json_schema: Option<String>,
+    /// Answer with a text of this grammar (GBNF): a file, or the grammar itself
+    #[arg(long, value_name = "GRAMMAR", conflicts_with = "regex")]
+    grammar: Option<String>,
+    /// Answer with a text that this regular expression matches as a whole
+    #[arg(long, value_name = "REGEX")]
+    regex: Option<String>,
     /// Report the N likeliest candidates of each token (with --json)
     #[arg(long, value_name = "N", default_value_t = 0)]
     logprobs: u8,
@@ -43,7 +52,7 @@ pub(crate) struct Generate {
 impl Generate {
     pub(crate) fn run(&self) -> Result<()> {
         let named = self.model.find()?;
-        let generation = self.generation(&named);
+        let generation = self.generation(&named)?;
         generation.validate()?;
         let began = Instant::now();
         let model = self.model.open_named(&named)?;
@@ -83,7 +92,7 @@ impl Generate {
         Ok(())
     }
 
-    fn generation(&self, named: &Named) -> Generation {
+    fn generation(&self, named: &Named) -> Result<Generation> {
         let prompt = if self.raw {
             Prompt::Text(self.prompt.clone())
         } else {
@@ -104,7 +113,24 @@ impl Generate {
             generation.stop.extend(model.spec.stop.iter().cloned());
         }
         generation.logprobs = self.logprobs;
-        generation
+        generation.constraint = self.constraint()?;
+        Ok(generation)
+    }
+
+    fn constraint(&self) -> Result<Option<Constraint>> {
+        // What begins like a schema or a rule is one; everything else names a file.
+        let text = |given: &str, itself: bool| match itself {
+            true => Ok(given.to_owned()),
+            false => std::fs::read_to_string(given).map_err(|error| Error::io(error, given)),
+        };
+        Ok(match (&self.json_schema, &self.grammar, &self.regex) {
+            (Some(schema), ..) => {
+                Some(Constraint::JsonSchema(text(schema, schema.trim_start().starts_with('{'))?))
+            }
+            (_, Some(grammar), _) => Some(Constraint::Grammar(text(grammar, grammar.contains("::="))?)),
+            (.., Some(regex)) => Some(Constraint::Regex(regex.clone())),
+            _ => None,
+        })
     }
 
     fn report(&self, done: &Completion, load_s: Option<f64>, logprobs: &[Value]) -> Value {

@@ -122,14 +122,14 @@ fn prepared(tokens: Vec<TokenId>, max: u32, sink: impl TokenSink + 'static) -> P
     let mut generation =
         Generation::new(Prompt::Tokens(tokens.clone())).sampling(SamplingParams::greedy()).max_tokens(max);
     generation.logprobs = 0;
-    Prepared { tokens, job: Job::new(generation, sink), submitted: Instant::now() }
+    Prepared { tokens, job: Job::new(generation, sink), submitted: Instant::now(), follow: None }
 }
 
 /// Sends a generation and returns where its events come.
 fn send(worker: &Sender<Command>, tokens: Vec<TokenId>, max: u32) -> Receiver<GenerationEvent> {
     let (sender, events) = unbounded();
     let sink = move |event| if sender.send(event).is_ok() { Flow::Continue } else { Flow::Stop };
-    worker.send(Command::Generate(prepared(tokens, max, sink))).unwrap();
+    worker.send(Command::Generate(Box::new(prepared(tokens, max, sink)))).unwrap();
     events
 }
 
@@ -214,7 +214,7 @@ fn cancelling_ends_a_running_and_a_waiting_generation() {
         let sink = move |event| if sender.send(event).is_ok() { Flow::Continue } else { Flow::Stop };
         let mut prepared = prepared(tokens, 500, sink);
         prepared.job = prepared.job.cancelled_by(cancel.clone());
-        worker.send(Command::Generate(prepared)).unwrap();
+        worker.send(Command::Generate(Box::new(prepared))).unwrap();
         (events, cancel)
     };
     let (running, stop_running) = submit(prompt(1, 10));
@@ -263,7 +263,7 @@ fn a_full_consumer_pauses_its_own_sequence_only() {
     let open = Arc::new(AtomicBool::new(false));
     let (events, slow) = unbounded();
     let sink = Reluctant { open: open.clone(), events };
-    worker.send(Command::Generate(prepared(prompt(1, 20), 50, sink))).unwrap();
+    worker.send(Command::Generate(Box::new(prepared(prompt(1, 20), 50, sink)))).unwrap();
     let fast = end(&send(&worker, prompt(2, 20), 50)).unwrap();
     assert_eq!(fast.tokens.len(), 50);
     assert!(slow.try_iter().count() <= 1, "it has heard that it started and waits");
