@@ -56,6 +56,8 @@ impl Cpu {
         let weights = Arc::new(Weights::new(config.layers.len(), arrivals));
         let rows = RowLookup::new(&table.embedding, &source, &pool, config.embedding_scale);
         let first = if rows.is_some() { EmbeddingFirst::No } else { EmbeddingFirst::Yes };
+        // Now, not when the load begins: rows that are asked for before would wait for a whole file.
+        source.expect(&table.order(first == EmbeddingFirst::Yes));
         load::spawn(&weights, move |weights| {
             let vector = |reference: &_| load::vector_f32(&*source, reference);
             let matrix = |reference: &_| {

@@ -30,7 +30,7 @@ impl<M, V> Weights<M, V> {
         }
     }
 
-    /// Fills every slot. A failure or panic is told to whoever waits.
+    /// Fills every slot, in the order the source has been told to [expect](WeightSource::expect). A failure or panic is told to whoever waits.
     pub(crate) fn load(
         &self,
         table: &WeightTable,
@@ -39,7 +39,6 @@ impl<M, V> Weights<M, V> {
         vector: impl Fn(&VectorRef) -> Result<V>,
     ) -> Result<()> {
         let first = first == EmbeddingFirst::Yes;
-        source.expect(&table.order(first));
         let fill = || -> Result<()> {
             let go_on = || match self.arrivals.is_abandoned() {
                 true => Err(Error::new(ErrorKind::Cancelled, "the model was dropped while it loaded")),

@@ -67,6 +67,7 @@ impl Portable {
         let device = Device::Cpu;
         let weights = Arc::new(PortableWeights::new(config.layers.len(), arrivals));
         let target = device.clone();
+        source.expect(&table.order(true));
         load::spawn(&weights, move |weights| {
             let vector = |reference: &_| {
                 let data = load::vector_f32(&*source, reference)?;

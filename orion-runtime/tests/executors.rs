@@ -5,8 +5,9 @@
 mod random;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use orion_core::TokenId;
+use orion_core::{ModelHeader, Result, TensorBytes, TokenId, WeightSource};
 use orion_runtime::{ComputePool, ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions};
 use random::{HEAD_DIM, Memory, VOCAB, config, model};
 use serde_json::{Value, json};
@@ -190,6 +191,38 @@ fn both_executors_agree_on_every_architecture() {
             fast.iter().map(|v| v.to_bits()).eq(in_parts.iter().map(|v| v.to_bits())),
             "{architecture}: bits"
         );
+    }
+}
+
+/// A source that notes whether it was told what will be needed.
+struct Told(Arc<Memory>, AtomicBool);
+
+impl WeightSource for Told {
+    fn header(&self) -> &ModelHeader {
+        self.0.header()
+    }
+
+    fn tensor(&self, index: usize) -> Result<TensorBytes> {
+        self.0.tensor(index)
+    }
+
+    fn expect(&self, order: &[usize]) {
+        let mut all = order.to_vec();
+        all.sort_unstable();
+        assert!(all.iter().copied().eq(0..self.header().tensors.len()), "{order:?}");
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn the_order_of_need_is_told_before_anything_can_be_asked_for() {
+    for executor in [ExecutorKind::Cpu, ExecutorKind::Portable] {
+        let source = Arc::new(Told(model("llama", &json!({})), AtomicBool::new(false)));
+        let mut options = RuntimeOptions::default();
+        options.executor = executor;
+        let model = LocalRuntime::new(options).open(source.clone()).unwrap();
+        assert!(source.1.load(Ordering::SeqCst), "{executor:?}");
+        model.wait_loaded().unwrap();
     }
 }
 
