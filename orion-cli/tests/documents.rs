@@ -97,6 +97,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         let variables = words.iter().take_while(|word| word.contains('=') && !word.starts_with('-')).count();
         words.drain(..variables);
     }
+    all.retain(|words| !words.is_empty());
     all
 }
 
@@ -113,7 +114,9 @@ fn every_orion_command_is_one_the_program_takes() {
         for words in commands(&text).into_iter().filter(|words| words[0] == "orion") {
             seen += 1;
             // Flags and values are looked at before help is given; what is left out is not asked for.
-            let arguments = [&words[1..], &["--help".to_owned()]].concat();
+            let mut arguments = [&words[1..], &["--help".to_owned()]].concat();
+            // Where a number belongs, tables write N.
+            arguments.iter_mut().filter(|word| *word == "N").for_each(|word| *word = "1".to_owned());
             let output = orion(&arguments, &root());
             if !output.status.success() {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
