@@ -24,7 +24,6 @@ DEMO   := target/demo
 # Of the benches: what they are saved as, and what they are compared with.
 NAME   ?= latest
 BASE   ?=
-BLESS  ?=
 BUILT  := $${CARGO_TARGET_DIR:-target}
 
 EXAMPLES := quickstart stream agents responsive batch resilient async_stream \
@@ -211,9 +210,6 @@ doc: ## Build the documentation, warnings refused
 deny: ## Check licences and sources of the dependencies, and that none is banned
 	@$(CARGO) deny --version >/dev/null 2>&1 || scripts/install-deny.sh
 	$(CARGO) deny --log-level error --workspace check bans licenses sources
-
-public-api: ## Compare the public API of every crate with tests/api; BLESS=1 writes it down
-	$(PYTHON) scripts/public_api.py $(if $(BLESS),--bless)
 
 deploy-check: ## Run everything that must hold before a release, and print the list with what came of it
 	$(PYTHON) scripts/deploy_check.py "$(MAKE)"

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use orion_core::{Digest, ModelFormat, TensorType, TileLayout, WeightSource, testing};
+use orion_core::{Digest, ModelFormat, TensorType, TileLayout, testing};
 use orion_formats::gguf::{GgufWriter, TensorSpec};
 use orion_formats::safetensors::{self, Dtype, SafetensorsWriter};
 use orion_formats::{FileEntry, Shard, ShardSet, ShardTensor};

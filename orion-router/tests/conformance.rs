@@ -83,9 +83,9 @@ fn by_heads() {
     testing::router(&router, &agents);
 
     let record = |n: usize| {
-        let easy = n % 2 == 0;
+        let easy = n.is_multiple_of(2);
         let prompt = format!("{} {n}", if easy { "add" } else { "prove zzz" });
-        DifficultyRecord { prompt, weak_right: easy, strong_right: n % 5 > 0 }
+        DifficultyRecord { prompt, weak_right: easy, strong_right: !n.is_multiple_of(5) }
     };
     let records: Vec<_> = (0..200).map(record).collect();
     let head = DifficultyHead::train(&Letters, &records, &DifficultyOptions::default()).unwrap();
