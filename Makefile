@@ -3,12 +3,14 @@
 PYTHON ?= python3
 PROMPT ?= Explain in three sentences why the sky is blue.
 SECONDS ?= 60
+REGISTRY ?= models.json
 MODEL  ?= $(shell $(PYTHON) scripts/models.py --print-path smollm2)
 
 CARGO := cargo
 ORION := $(CARGO) run --quiet --release -p orion-cli --
 # nextest runs each test in a process of its own and prints a summary; without it cargo's own runner serves.
 TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
+TEST_OF := $(subst --lib --bins --tests --examples,--tests,$(TEST))
 
 .DEFAULT_GOAL := help
 # Of the targets that write models.
@@ -19,13 +21,22 @@ SHARDS ?= 4
 # What the example- targets write.
 DEMO   := target/demo
 
-.PHONY: scorecard quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
-.PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-ttft bench-parts bench-engine soak router-head router-reach coverage mutants eval
+# Of the benches: what they are saved as, and what they are compared with.
+NAME   ?= latest
+BASE   ?=
+BUILT  := $${CARGO_TARGET_DIR:-target}
+
+EXAMPLES := quickstart stream agents responsive batch resilient async_stream \
+  custom_source custom_gate custom_catalog custom_router custom_runtime custom_observer
+BENCHES := core parse blocks products decoder read pipeline text registry logging overhead router
+CONSUMERS := facade registry router resilience loader runtime logging pipeline
+
+.PHONY: $(shell sed -n 's/^\([a-z][a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z][a-z0-9-]*:.*## / { sub(/:.*/, "", $$1); printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 ##@ Use
 run: models ## Let a real model answer: make run PROMPT="…"
@@ -39,6 +50,9 @@ models: ## Fetch SmolLM2 and MiniLM (177 MB, once), verified, into a cache outsi
 
 models-gemma: ## Fetch Gemma 3 270M (240 MB, once); the Gemma terms of use apply
 	$(PYTHON) scripts/models.py gemma
+
+registry-validate: ## Check models.json, or another registry: make registry-validate [REGISTRY=FILE]
+	$(ORION) registry validate --registry "$(REGISTRY)"
 
 router-data: ## Take the router's data sets from a folder: make router-data FROM=DIR
 	$(PYTHON) scripts/router_data.py "$(FROM)"
@@ -70,7 +84,7 @@ example-optimize: models ## SmolLM2 as a packed shard set, then an answer from i
 	$(ORION) optimize "$(MODEL)" $(DEMO)/optimized --level q4 --allow-requantize --force --verify benches/data/licences.txt
 	$(ORION) generate --model $(DEMO)/optimized --prompt "$(PROMPT)"
 
-deploy-check: example-optimize ## Write a shard set, read it back whole, and compare it bit for bit
+shard-check: example-optimize ## Write a shard set, read it back whole, and compare it bit for bit
 	$(ORION) quantize "$(MODEL)" $(DEMO)/whole.gguf --level q4 --allow-requantize --force
 	$(ORION) unshard $(DEMO)/optimized $(DEMO)/again.gguf --force
 	cmp $(DEMO)/whole.gguf $(DEMO)/again.gguf && echo "the shard set holds every bit"
@@ -87,6 +101,25 @@ test: models ## Run every test, the doctests too
 test-unit: ## Run the tests inside the crates only; needs no model
 	$(CARGO) test --quiet --release --workspace --lib --bins
 
+test-e2e: models ## Run the tests of the program and of the engine with real models
+	$(CARGO) $(TEST_OF) --release -p orion-cli -p orion-engine
+
+test-all: test test-references examples consumer each-feature ## Run everything that can fail, on more models and every feature
+
+test-watch: ## Run the tests inside the crates again whenever a source changes
+	$(PYTHON) scripts/watch.py $(CARGO) test --quiet --release --workspace --lib --bins
+
+consumer: models ## Build and run programs that depend on ORION from outside: on the facade, and on each crate alone
+	cp Cargo.lock tests/consumer/Cargo.lock
+	$(CARGO) build --quiet --release --manifest-path tests/consumer/Cargo.toml --target-dir "$(BUILT)"
+	for name in $(CONSUMERS); do "$(BUILT)/release/consumer-$$name" "$(MODEL)" || exit 1; done
+
+each-feature: ## Check every crate by itself with each feature alone
+	$(PYTHON) scripts/each_feature.py $(CARGO)
+
+package: ## Package every crate as a registry would take it
+	$(CARGO) package --quiet --workspace --exclude orion-testkit --no-verify --allow-dirty
+
 test-references: models models-gemma ## Tests that need more files: Gemma, and the vocabularies of 20 families (320 MB, once)
 	$(PYTHON) scripts/vocabs.py
 	$(CARGO) test --release -p orion-runtime --test vocabs
@@ -95,9 +128,7 @@ test-references: models models-gemma ## Tests that need more files: Gemma, and t
 
 examples: models ## Run every example that runs by itself
 	$(CARGO) build --quiet --release --workspace --examples
-	for name in quickstart stream custom_runtime agents responsive batch custom_router resilient async_stream; do \
-	  echo "example $$name"; "$${CARGO_TARGET_DIR:-target}/release/examples/$$name" >/dev/null || exit 1; \
-	done
+	for name in $(EXAMPLES); do echo "example $$name"; "$(BUILT)/release/examples/$$name" >/dev/null || exit 1; done
 
 fuzz: ## Fuzz every parser, SECONDS (60) each
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug
@@ -106,7 +137,14 @@ fuzz: ## Fuzz every parser, SECONDS (60) each
 	done
 
 ##@ Measure
-bench: models ## Tokens per second, load time and memory of MODEL
+bench: models ## Run the Criterion benches of all crates: make bench [NAME=latest] writes target/bench/NAME.md and .svg
+	$(CARGO) bench --quiet --workspace $(addprefix --bench ,$(BENCHES)) -- --save-baseline $(NAME)
+	$(PYTHON) scripts/bench_report.py "$(BUILT)/criterion" $(NAME) --out "$(BUILT)/bench"
+
+bench-compare: ## Compare two of them: make bench-compare BASE=before [NAME=latest]
+	$(PYTHON) scripts/bench_report.py "$(BUILT)/criterion" $(NAME) --base "$(BASE)" --out "$(BUILT)/bench"
+
+bench-model: models ## Tokens per second, load time and memory of MODEL
 	$(ORION) bench --model "$(MODEL)"
 
 bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns
@@ -116,7 +154,7 @@ bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once w
 scorecard: models ## The headline figures in one table: MODEL as halves, and optimised
 	$(CARGO) build --quiet --release -p orion-cli
 	mkdir -p $(DEMO)
-	$(PYTHON) scripts/scorecard.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO)
+	$(PYTHON) scripts/scorecard.py "$(BUILT)/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO)
 
 bench-engine: models ## What the engine costs besides the model, and what it saves
 	$(CARGO) bench --quiet --bench engine
@@ -130,8 +168,8 @@ bench-ttft: models ## Time to first token of MODEL while it arrives: predicted a
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512
 
-bench-parts: models ## What registry, logging, breaker, queue and router cost per call
-	for part in registry logging resilience router; do $(CARGO) bench --quiet -p orion-$$part || exit 1; done
+bench-outage: ## A simulated outage, with and without what orion-resilience offers
+	$(CARGO) bench --quiet -p orion-resilience --bench outage
 
 router-head: models ## Train models.head.safetensors, the head for the agents of models.json, on their examples
 	$(ORION) router train --encoder "$(shell $(PYTHON) scripts/models.py --print-path minilm)" --grams letters \
@@ -152,10 +190,11 @@ mutants: ## Change orion-resilience in small ways, and count which changes its t
 	  --file 'orion-resilience/src/queue/*.rs' --jobs 1 --output target
 
 ##@ Before a commit
-check: lint doc deny test examples ## Everything CI checks: format, clippy, docs, dependencies, tests, examples
+check: lint doc deny package test examples consumer ## Everything CI checks: format, clippy, docs, dependencies, packages, tests, examples, consumers
 
 lint: ## Check format and clippy, warnings refused
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --all --check --manifest-path tests/consumer/Cargo.toml
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
 lint-fix: ## Let clippy repair what it can, then format
@@ -171,3 +210,14 @@ doc: ## Build the documentation, warnings refused
 deny: ## Check licences and sources of the dependencies, and that none is banned
 	@$(CARGO) deny --version >/dev/null 2>&1 || scripts/install-deny.sh
 	$(CARGO) deny --log-level error --workspace check bans licenses sources
+
+deploy-check: ## Run everything that must hold before a release, and print the list with what came of it
+	$(PYTHON) scripts/deploy_check.py "$(MAKE)"
+
+##@ Clean up
+clean: ## Remove what was built
+	$(CARGO) clean
+	rm -rf fuzz/target tests/consumer/target tests/consumer/Cargo.lock
+
+clean-all: clean ## Remove what was built and the models that were fetched
+	for model in smollm2 minilm gemma; do rm -rf "$$($(PYTHON) scripts/models.py --print-path $$model)"; done

@@ -5,13 +5,18 @@
 
 use std::sync::Arc;
 
-use orion::{Candidate, Decision, Engine, FileSpec, ModelSpec, Query, Ranked, Request, Result, Router};
+use orion::{
+    Candidate, Decision, Engine, Error, FileSpec, ModelSpec, Query, Ranked, Request, Result, Router,
+};
 
 /// Decides by the number of words.
-struct ByLength;
+pub(crate) struct ByLength;
 
 impl Router for ByLength {
     fn route(&self, query: &Query<'_>, candidates: &[Candidate<'_>]) -> Result<Decision> {
+        if candidates.is_empty() {
+            return Err(Error::invalid("there is no candidate"));
+        }
         let words = query.prompt.split_whitespace().count();
         let wanted = if words > 8 { "patient" } else { "brief" };
         let score = |candidate: &Candidate<'_>| f32::from(u8::from(candidate.spec.id.as_str() == wanted));

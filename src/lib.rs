@@ -21,7 +21,14 @@ mod wire;
 
 mod stream;
 
+/// The guide's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;
+
 pub use first_responder::{Continues, FirstResponder, HandOver, Part, RelayEvent, RelayStream, Speaker};
+#[cfg(feature = "testing")]
+pub use orion_core::testing;
 pub use orion_formats as formats;
 pub use orion_loader as loader;
 pub use orion_logging as logging;

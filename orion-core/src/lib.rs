@@ -13,6 +13,8 @@ mod seams;
 mod spec;
 pub mod state;
 mod tensor;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use budget::{MemoryBudget, Reservation};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
