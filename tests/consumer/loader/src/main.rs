@@ -1,6 +1,6 @@
 //! `orion-loader` alone: weights from a file and from memory. `consumer-loader MODEL`
 
-use orion_core::{ErrorKind, ModelFormat, TensorType, WeightSource};
+use orion_core::{ErrorKind, ModelFormat, TensorType};
 use orion_loader::{MemorySource, open};
 
 fn main() -> orion_core::Result<()> {
