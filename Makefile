@@ -14,12 +14,16 @@ TEST  := $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || 
 # Of the targets that write models.
 OUTPUT ?=
 LEVEL  ?= q4
+TEXT   ?= benches/data/licences.txt
 METHOD ?= linear
 SHARDS ?= 4
 # What the example- targets write.
 DEMO   := target/demo
+# Python packages that checks against other programs need.
+TOOLS  := target/tools
+LARGE  ?=
 
-.PHONY: scorecard quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
+.PHONY: scorecard bench-pipeline test-outputs imatrix-model quantize-model merge-models shard-model optimize-model example-quantize example-merge example-optimize deploy-check
 .PHONY: help run chat models models-gemma router-data build test test-unit test-references examples fuzz check lint lint-fix format doc deny bench bench-peers bench-ttft bench-parts bench-engine soak router-head router-reach coverage mutants eval
 
 help: ## List the targets
@@ -46,6 +50,9 @@ router-data: ## Take the router's data sets from a folder: make router-data FROM
 ##@ Make models smaller
 quantize-model: ## Quantise: make quantize-model MODEL=IN OUTPUT=OUT.gguf [LEVEL=q4]
 	$(ORION) quantize "$(MODEL)" "$(OUTPUT)" --level $(LEVEL)
+
+imatrix-model: ## Measure importances: make imatrix-model MODEL=IN TEXT=FILE OUTPUT=OUT.gguf
+	$(ORION) imatrix --model "$(MODEL)" --file "$(TEXT)" --out "$(OUTPUT)"
 
 merge-models: ## Merge: make merge-models MODELS="A B" RATIOS="0.6 0.4" OUTPUT=OUT [METHOD=linear]
 	$(ORION) merge "$(OUTPUT)" --models $(MODELS) --ratios $(RATIOS) --method $(METHOD)
@@ -93,6 +100,13 @@ test-references: models models-gemma ## Tests that need more files: Gemma, and t
 	$(CARGO) test --release -p orion-runtime --test vocab_memory -- --nocapture
 	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
+test-outputs: models ## Open what ORION writes in llama.cpp and in the package safetensors (fetched once), and compare perplexity
+	$(CARGO) build --quiet --release -p orion-cli
+	test -x $(TOOLS)/bin/python || { $(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/pip install --quiet numpy safetensors; }
+	mkdir -p $(DEMO)
+	WORK="$${WORK:-$$PWD/$(DEMO)}" $(TOOLS)/bin/python scripts/check_outputs.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" \
+	  benches/data/licences.txt $(DEMO)
+
 examples: models ## Run every example that runs by itself
 	$(CARGO) build --quiet --release --workspace --examples
 	for name in quickstart stream custom_runtime agents responsive batch custom_router resilient async_stream; do \
@@ -115,8 +129,15 @@ bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once w
 
 scorecard: models ## The headline figures in one table: MODEL as halves, and optimised
 	$(CARGO) build --quiet --release -p orion-cli
+	$(CARGO) build --quiet --release -p orion-engine --example responsive
 	mkdir -p $(DEMO)
-	$(PYTHON) scripts/scorecard.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO)
+	$(PYTHON) scripts/scorecard.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO) \
+	  "$${CARGO_TARGET_DIR:-target}/release/examples/responsive" target/coverage/tarpaulin-report.json
+
+bench-pipeline: models ## Seconds and memory of quantising and merging, beside llama.cpp's; LARGE=--large adds a 4 GB model
+	$(CARGO) build --quiet --release -p orion-cli
+	mkdir -p $(DEMO)
+	$(PYTHON) scripts/bench_pipeline.py "$${CARGO_TARGET_DIR:-target}/release/orion" "$(MODEL)" $(DEMO) $(LARGE)
 
 bench-engine: models ## What the engine costs besides the model, and what it saves
 	$(CARGO) bench --quiet --bench engine
