@@ -1,5 +1,4 @@
-//! What goes into the matrices of a model, against sums that transformers' own layers give
-//! (`scripts/reference/make_importances.py`).
+//! What goes into the matrices of a model: shown once each, with the values that the weights give.
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
@@ -10,7 +9,6 @@ use std::sync::{Arc, Mutex};
 use orion_core::TokenId;
 use orion_runtime::{ExecutorKind, InputObserver, LocalModel, LocalRuntime, Positions, RuntimeOptions};
 use orion_testkit::references;
-use safetensors::SafeTensors;
 
 /// Relative to the largest sum of a matrix: rounding to 32 bits in another order.
 const TOLERANCE: f64 = 1e-4;
@@ -46,46 +44,56 @@ fn written(name: &str) -> (tempfile::TempDir, Vec<TokenId>) {
     (folder, case.tokens.iter().copied().map(TokenId).collect())
 }
 
+/// The sums of the first layer's attention need an embedding and a norm only: computed here from the weights.
 #[test]
-fn squares_sum_up_as_in_transformers() {
-    let bytes =
-        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/importances.safetensors"))
-            .unwrap();
-    let golden = SafeTensors::deserialize(&bytes).unwrap();
-    let mut compared = 0;
-    for name in ["llama-gqa-tied", "gemma3", "phi3", "llama-attention-bias"] {
-        let (folder, tokens) = written(name);
-        let sums = Arc::new(Sums::default());
-        let model = open(folder.path(), ExecutorKind::Portable, sums.clone()).unwrap();
-        model.evaluate(&tokens, Positions::Last, |_, _| {}).unwrap();
-        let seen = sums.0.lock().unwrap();
-        let wanted: BTreeMap<String, Vec<f64>> = golden
-            .tensors()
-            .into_iter()
-            .filter_map(|(key, view)| {
-                let values =
-                    view.data().chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())));
-                Some((key.strip_prefix(&format!("{name}/"))?.to_owned(), values.collect()))
-            })
-            .collect();
-        // The matrix that makes logits is seen beside them, with the one row whose logits were asked for.
-        let layers: Vec<&String> = seen.keys().filter(|key| key.contains(".layers.")).collect();
-        assert!(layers.iter().copied().eq(wanted.keys()), "{name}: {layers:?}");
-        assert_eq!(seen.len(), wanted.len() + 1, "{name}");
-        for (tensor, want) in &wanted {
-            let (got, rows) = &seen[tensor];
-            assert_eq!((got.len(), *rows), (want.len(), tokens.len()), "{name}: {tensor}");
-            let largest = want.iter().copied().fold(0.0, f64::max);
-            for (got, want) in got.iter().zip(want) {
-                assert!(
-                    (got - want).abs() <= TOLERANCE * largest,
-                    "{name}: {tensor}: {got}, expected {want}"
-                );
-            }
-            compared += want.len();
+fn squares_of_the_first_layer_sum_up_as_by_hand() {
+    let case = references::case("llama-gqa-tied");
+    let (folder, tokens) = written(&case.name);
+    let sums = Arc::new(Sums::default());
+    let model = open(folder.path(), ExecutorKind::Portable, sums.clone()).unwrap();
+    model.evaluate(&tokens, Positions::Last, |_, _| {}).unwrap();
+    let tensor = |name: &str| case.tensors.iter().find(|tensor| tensor.name == name).unwrap();
+    let (embedding, norm) =
+        (tensor("model.embed_tokens.weight"), tensor("model.layers.0.input_layernorm.weight"));
+    let columns = norm.values.len();
+    let eps = case.configs[0]["rms_norm_eps"].as_f64().unwrap();
+    let mut want = vec![0.0; columns];
+    for token in &case.tokens {
+        let row = &embedding.values[*token as usize * columns..][..columns];
+        let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / columns as f64;
+        for ((want, x), w) in want.iter_mut().zip(row).zip(&norm.values) {
+            *want += (f64::from(*x) * f64::from(*w)).powi(2) / (mean + eps);
         }
     }
-    assert!(compared > 1000, "{compared}");
+    let largest = want.iter().copied().fold(0.0, f64::max);
+    let seen = sums.0.lock().unwrap();
+    let at = |part: &str| &seen[&format!("model.layers.0.self_attn.{part}_proj.weight")];
+    let (got, rows) = at("q");
+    assert_eq!(*rows, tokens.len());
+    for (got, want) in got.iter().zip(&want) {
+        assert!((got - want).abs() <= TOLERANCE * largest, "{got}, expected {want}");
+    }
+    assert_eq!(at("k"), at("q"));
+    assert_eq!(at("v"), at("q"));
+    // Each of the seven matrices of each layer is seen with every token, the head with the one whose logits are wanted.
+    let layers = case.configs[0]["num_hidden_layers"].as_u64().unwrap() as usize;
+    assert_eq!(seen.len(), 7 * layers + 1);
+    for (tensor, (_, rows)) in seen.iter() {
+        let want = if tensor.contains(".layers.") { tokens.len() } else { 1 };
+        assert_eq!(*rows, want, "{tensor}");
+    }
+}
+
+#[test]
+fn a_fused_projection_is_seen_once() {
+    let (folder, tokens) = written("phi3");
+    let sums = Arc::new(Sums::default());
+    let model = open(folder.path(), ExecutorKind::Portable, sums.clone()).unwrap();
+    model.evaluate(&tokens, Positions::Last, |_, _| {}).unwrap();
+    let seen = sums.0.lock().unwrap();
+    for part in ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"] {
+        assert_eq!(seen[&format!("model.layers.0.{part}.weight")].1, tokens.len(), "{part}");
+    }
 }
 
 #[test]
