@@ -16,10 +16,14 @@ TEST_OF := $(subst --lib --bins --tests --examples,--tests,$(TEST))
 # Of the targets that write models.
 OUTPUT ?=
 LEVEL  ?= q4
+TEXT   ?= benches/data/licences.txt
 METHOD ?= linear
 SHARDS ?= 4
 # What the example- targets write.
 DEMO   := target/demo
+# Python packages that checks against other programs need.
+TOOLS  := target/tools
+LARGE  ?=
 
 # Of the benches: what they are saved as, and what they are compared with.
 NAME   ?= latest
@@ -60,6 +64,9 @@ router-data: ## Take the router's data sets from a folder: make router-data FROM
 ##@ Make models smaller
 quantize-model: ## Quantise: make quantize-model MODEL=IN OUTPUT=OUT.gguf [LEVEL=q4]
 	$(ORION) quantize "$(MODEL)" "$(OUTPUT)" --level $(LEVEL)
+
+imatrix-model: ## Measure importances: make imatrix-model MODEL=IN TEXT=FILE OUTPUT=OUT.gguf
+	$(ORION) imatrix --model "$(MODEL)" --file "$(TEXT)" --out "$(OUTPUT)"
 
 merge-models: ## Merge: make merge-models MODELS="A B" RATIOS="0.6 0.4" OUTPUT=OUT [METHOD=linear]
 	$(ORION) merge "$(OUTPUT)" --models $(MODELS) --ratios $(RATIOS) --method $(METHOD)
@@ -126,6 +133,13 @@ test-references: models models-gemma ## Tests that need more files: Gemma, and t
 	$(CARGO) test --release -p orion-runtime --test vocab_memory -- --nocapture
 	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
+test-outputs: models ## Open what ORION writes in llama.cpp and in the package safetensors (fetched once), and compare perplexity
+	$(CARGO) build --quiet --release -p orion-cli
+	test -x $(TOOLS)/bin/python || { $(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/pip install --quiet numpy safetensors; }
+	mkdir -p $(DEMO)
+	WORK="$${WORK:-$$PWD/$(DEMO)}" $(TOOLS)/bin/python scripts/check_outputs.py "$(BUILT)/release/orion" "$(MODEL)" \
+	  benches/data/licences.txt $(DEMO)
+
 examples: models ## Run every example that runs by itself
 	$(CARGO) build --quiet --release --workspace --examples
 	for name in $(EXAMPLES); do echo "example $$name"; "$(BUILT)/release/examples/$$name" >/dev/null || exit 1; done
@@ -153,8 +167,15 @@ bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once w
 
 scorecard: models ## The headline figures in one table: MODEL as halves, and optimised
 	$(CARGO) build --quiet --release -p orion-cli
+	$(CARGO) build --quiet --release -p orion-engine --example responsive
 	mkdir -p $(DEMO)
-	$(PYTHON) scripts/scorecard.py "$(BUILT)/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO)
+	$(PYTHON) scripts/scorecard.py "$(BUILT)/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO) \
+	  "$(BUILT)/release/examples/responsive" target/coverage/tarpaulin-report.json
+
+bench-pipeline: models ## Seconds and memory of quantising and merging, beside llama.cpp's; LARGE=--large adds a 4 GB model
+	$(CARGO) build --quiet --release -p orion-cli
+	mkdir -p $(DEMO)
+	$(PYTHON) scripts/bench_pipeline.py "$(BUILT)/release/orion" "$(MODEL)" $(DEMO) $(LARGE)
 
 bench-engine: models ## What the engine costs besides the model, and what it saves
 	$(CARGO) bench --quiet --bench engine

@@ -16,6 +16,7 @@ mod predict;
 mod scheduler;
 
 mod first_responder;
+mod imatrix;
 mod routing;
 mod wire;
 
@@ -43,6 +44,7 @@ pub use builder::EngineBuilder;
 pub use chat::{Chat, ChatStream};
 pub use engine::{AnswerStream, Engine, EngineStats, ModelStats};
 pub use guard::{Guardrail, InputLimits};
+pub use imatrix::{ImatrixOptions, measure_imatrix};
 pub use ledger::Outcomes;
 pub use orion_resilience::{Caller, Priority};
 pub use predict::{Foresight, Predictor};

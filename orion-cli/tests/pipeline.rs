@@ -163,7 +163,7 @@ fn merges_by_flags_and_by_configuration() {
 #[test]
 fn optimise_writes_a_set_that_answers() {
     let (directory, model) = (scratch("optimise"), smollm2());
-    let out = directory.join("small");
+    let (out, registry) = (directory.join("small"), directory.join("models.json"));
     let done = succeeds(&[
         "optimize",
         text(&model),
@@ -173,11 +173,114 @@ fn optimise_writes_a_set_that_answers() {
         "--allow-requantize",
         "--shards",
         "2",
+        "--registry",
+        text(&registry),
     ]);
     assert!(done["after_bytes"].as_u64() < done["before_bytes"].as_u64(), "{done}");
-    let report =
-        succeeds(&["generate", "--model", text(&out), "--prompt", "1 2 3 4 5 6 7 8", "--raw", "-n", "2"]);
-    assert!(report["text"].as_str().unwrap().starts_with(" 9"), "{report}");
+    assert_eq!(done["unmeasured"], Value::Null);
+    for side in ["before", "after"] {
+        for figure in ["bytes", "peak_rss_bytes", "load_s", "ttft_s"] {
+            let value = done["summary"][side][figure].as_f64();
+            assert!(value.is_some_and(|value| value > 0.0), "{side} {figure}: {done}");
+        }
+    }
+    let added = &done["registry"];
+    assert_eq!((&added["edited"], &added["id"]), (&"added".into(), &"small".into()), "{added}");
+    assert_eq!(added["model"]["format"], "orion-shards");
+    assert_eq!(added["model"]["quantization"], "Q4_0");
+    // The manifest, the metadata and two shards, each with size and digest.
+    let files = added["model"]["files"].as_array().unwrap();
+    assert_eq!(files.len(), 4, "{added}");
+    assert_eq!(files[0]["path"], "small/orion-manifest.json");
+    assert!(files.iter().all(|file| file["bytes"].is_u64() && file["sha256"].is_string()), "{added}");
+    let asked = |model: &str| {
+        let registry = ["--registry", text(&registry)];
+        let ask = ["generate", "--model", model, "--prompt", "1 2 3 4 5 6 7 8", "--raw", "-n", "2"];
+        let report = succeeds(&[&ask[..], &registry].concat());
+        assert!(report["text"].as_str().unwrap().starts_with(" 9"), "{report}");
+    };
+    asked(text(&out));
+    asked("small");
+    // A scan finds the set once and no shard of it as a model of its own.
+    let found = succeeds(&["registry", "scan", text(&directory), "--registry", text(&registry)]);
+    assert_eq!(found["models"].as_array().unwrap().len(), 1, "{found}");
+    assert_eq!(found["models"][0]["edited"], "unchanged");
+}
+
+#[test]
+fn importances_are_measured_and_used() {
+    let (directory, model) = (scratch("imatrix"), smollm2());
+    let (model, matrix) = (text(&model), directory.join("imatrix.gguf"));
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/data/licences.txt");
+    let measure =
+        ["imatrix", "--model", model, "--file", text(&texts), "--out", text(&matrix), "--ctx", "64"];
+    let done = succeeds(&[&measure[..], &["--chunks", "2"]].concat());
+    assert_eq!((&done["matrices"], &done["chunks"]), (&(30 * 7).into(), &2.into()));
+    refuses(&measure, "exists already");
+    let header = orion::loader::open(&matrix).unwrap();
+    let header = header.header();
+    assert_eq!(header.metadata["general.type"].as_str(), Some("imatrix"));
+    assert_eq!(header.metadata["imatrix.chunk_count"].as_u64(), Some(2));
+    assert_eq!(header.metadata["imatrix.chunk_size"].as_u64(), Some(64));
+    let shape = |name: &str| header.tensors[header.position(name).unwrap()].shape.clone();
+    assert_eq!(shape("blk.7.ffn_down.weight.in_sum2"), [1536]);
+    assert_eq!(shape("blk.7.ffn_down.weight.counts"), [1]);
+
+    // With importances the same types hold other blocks, and the file says whose they are.
+    let outputs = ["plain.gguf", "weighted.gguf"].map(|name| directory.join(name));
+    let quantise = ["quantize", model, text(&outputs[0]), "--type", "IQ4_NL", "--allow-requantize"];
+    succeeds(&quantise);
+    let weighted =
+        ["quantize", model, text(&outputs[1]), "--type", "IQ4_NL", "--allow-requantize", "--imatrix"];
+    succeeds(&[&weighted[..], &[text(&matrix)]].concat());
+    let [plain, weighted] = outputs.map(|path| orion::loader::open(&path).unwrap());
+    let metadata = &weighted.header().metadata;
+    assert_eq!(metadata["quantize.imatrix.file"].as_str(), Some("imatrix.gguf"));
+    assert_eq!(metadata["quantize.imatrix.dataset"].as_str(), Some("licences.txt"));
+    assert_eq!(metadata["quantize.imatrix.entries_count"].as_u64(), Some(210));
+    assert_eq!(metadata["quantize.imatrix.chunks_count"].as_u64(), Some(2));
+    let at = |name: &str| weighted.header().position(name).unwrap();
+    let differs = |name: &str| *plain.tensor(at(name)).unwrap() != *weighted.tensor(at(name)).unwrap();
+    assert!(differs("blk.0.attn_q.weight"));
+    assert!(!differs("token_embd.weight"));
+}
+
+/// A file may not grow beyond a megabyte in this process: to whoever writes it is as if the disk were full.
+fn out_of_room(arguments: &[&str]) -> Output {
+    Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\" --json"])
+        .arg(env!("CARGO_BIN_EXE_orion"))
+        .args(arguments)
+        .output()
+        .expect("sh runs")
+}
+
+#[test]
+fn what_does_not_fit_on_the_disk_leaves_nothing() {
+    let (directory, model) = (scratch("full"), smollm2());
+    let (model, out) = (text(&model), directory.join("out"));
+    let out = text(&out);
+    let requantize = ["--type", "Q8_0", "--allow-requantize"];
+    for command in [
+        [&["quantize", model, out][..], &requantize].concat(),
+        [&["optimize", model, out][..], &requantize].concat(),
+        vec!["shard", model, out, "--shards", "3"],
+        vec!["shard", model, out, "--shards", "3", "--format", "safetensors"],
+        vec!["shard", model, out, "--shards", "3", "--format", "gguf"],
+        vec!["convert", model, out],
+        vec!["merge", out, "--models", model, model, "--ratios", "0.5", "0.5"],
+    ] {
+        let output = out_of_room(&command);
+        let value = json(&output);
+        assert_eq!(
+            (output.status.code(), &value["error"]["kind"]),
+            (Some(1), &"io".into()),
+            "{command:?}: {value}"
+        );
+        let message = value["error"]["message"].as_str().unwrap();
+        assert!(message.contains("out") || message.contains(".partial"), "{command:?}: {message}");
+        assert_eq!(count(&directory), 0, "{command:?}");
+    }
 }
 
 #[test]

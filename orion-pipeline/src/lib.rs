@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod activations;
 mod control;
 mod convert;
 mod imatrix;
@@ -13,6 +14,7 @@ mod quantize;
 mod shard;
 mod solve;
 
+pub use activations::{Activations, ImatrixOrigin};
 pub use control::{Control, Progress};
 pub use convert::{ConvertOptions, as_gguf, as_hugging_face, convert};
 pub use imatrix::Imatrix;

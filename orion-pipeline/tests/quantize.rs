@@ -6,7 +6,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
-use orion_core::{MetaValue, ModelFormat, TensorType, WeightSource};
+use orion_core::{MetaValue, ModelFormat, ModelHeader, TensorType, WeightSource};
 use orion_kernels::quantize as encode;
 use orion_loader::MemorySource;
 use orion_pipeline::{FileType, QuantizeOptions, quantize};
@@ -164,4 +164,31 @@ fn an_existing_file_is_kept_unless_it_may_go() {
     options.overwrite = true;
     quantize(&*source, &path, &options).unwrap();
     assert!(orion_loader::open(&path).is_ok());
+}
+
+/// A model larger than any disk.
+struct Huge(ModelHeader);
+
+impl WeightSource for Huge {
+    fn header(&self) -> &ModelHeader {
+        &self.0
+    }
+    fn tensor(&self, _: usize) -> orion_core::Result<orion_core::TensorBytes> {
+        panic!("nothing is read for what there is no room for")
+    }
+}
+
+#[test]
+fn what_the_disk_has_no_room_for_is_not_begun() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut header = model(&numbers(300 * 256)).header().clone();
+    let (elements, stored) = (1u64 << 50, 1u64 << 52);
+    header.tensors.truncate(1);
+    let tensor = &mut header.tensors[0];
+    (tensor.ty, tensor.shape, tensor.bytes) = (TensorType::F32, vec![elements >> 8, 256], stored);
+    let options = QuantizeOptions::new(FileType::Q8_0);
+    let error = quantize(&Huge(header), &directory.path().join("out.gguf"), &options).unwrap_err();
+    assert_eq!(error.kind(), orion_core::ErrorKind::Io);
+    assert!(error.to_string().contains("make room"), "{error}");
+    assert_eq!(entries(directory.path()), 0);
 }

@@ -6,7 +6,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use orion_core::{Error, MetaArray, MetaValue, ModelFormat, ModelHeader, Result, TensorInfo, TensorType};
-use orion_formats::{gguf, safetensors};
+use orion_formats::{MANIFEST, ShardSet, gguf, safetensors};
 use sha2::Digest as _;
 
 use crate::document::{FileRole, Format, ModelEntry, ModelFile, Quality, Speed};
@@ -44,16 +44,25 @@ pub struct ModelOnDisk {
     pub format: Format,
     /// The weights, the first shard first.
     pub weights: Vec<PathBuf>,
+    /// The manifest, of a shard set.
+    pub manifest: Option<PathBuf>,
 }
 
 impl ModelOnDisk {
-    /// The model that a file belongs to: of one shard of a set, the whole set.
+    /// The model that a file belongs to: of one shard of a set, the whole set. A folder stands for the manifest in it.
     ///
     /// # Errors
-    /// [`Unsupported`](orion_core::ErrorKind::Unsupported) if its name ends neither in `.gguf` nor in `.safetensors`;
-    /// [`NotFound`](orion_core::ErrorKind::NotFound) if it or a shard of its set is not there.
+    /// [`Unsupported`](orion_core::ErrorKind::Unsupported) if its name ends neither in `.gguf` nor in `.safetensors` and it
+    /// is no manifest; [`NotFound`](orion_core::ErrorKind::NotFound) if it or a shard of its set is not there; what a
+    /// manifest is refused for.
     pub fn of(path: &Path) -> Result<Self> {
         let about = || path.display().to_string();
+        if let Some(manifest) = manifest_of(path) {
+            let set = read_manifest(&manifest)?;
+            let weights = set.shards.iter().map(|shard| manifest.with_file_name(&shard.entry.file));
+            let weights = there(weights.collect())?;
+            return Ok(Self { format: Format::OrionShards, weights, manifest: Some(manifest) });
+        }
         let format = format_of(path)
             .ok_or_else(|| Error::unsupported("neither a .gguf nor a .safetensors file").about(about()))?;
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -63,14 +72,39 @@ impl ModelOnDisk {
                 .map(|number| path.with_file_name(format!("{stem}-{number:05}-of-{count:05}{ending}")))
                 .collect(),
         };
-        for file in &weights {
-            if !file.is_file() {
-                let missing = Error::new(orion_core::ErrorKind::NotFound, "there is no such file");
-                return Err(missing.about(file.display().to_string()));
-            }
-        }
-        Ok(Self { format, weights })
+        Ok(Self { format, weights: there(weights)?, manifest: None })
     }
+}
+
+/// The files, if none is missing.
+fn there(files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    match files.iter().find(|file| !file.is_file()) {
+        None => Ok(files),
+        Some(file) => {
+            let missing = Error::new(orion_core::ErrorKind::NotFound, "there is no such file");
+            Err(missing.about(file.display().to_string()))
+        }
+    }
+}
+
+/// The manifest of the shard set that a file of it, or its folder, belongs to.
+fn manifest_of(path: &Path) -> Option<PathBuf> {
+    let manifest = if path.is_dir() { path.join(MANIFEST) } else { path.with_file_name(MANIFEST) };
+    (path.is_dir() || path == manifest || format_of(path).is_some()).then_some(())?;
+    manifest.is_file().then_some(manifest)
+}
+
+fn read_manifest(path: &Path) -> Result<ShardSet> {
+    let about = || path.display().to_string();
+    ShardSet::parse(&read_small(path)?).map_err(|error| error.about(about()))
+}
+
+/// A file beside the weights, or as much of it as is read.
+fn read_small(path: &Path) -> Result<Vec<u8>> {
+    let about = |error| Error::io(error, path.display().to_string());
+    let mut bytes = Vec::new();
+    File::open(path).map_err(about)?.take(SIDE_FILE_BYTES).read_to_end(&mut bytes).map_err(about)?;
+    Ok(bytes)
 }
 
 fn format_of(path: &Path) -> Option<Format> {
@@ -111,9 +145,9 @@ pub fn find_models(folder: &Path) -> Result<Vec<Result<ModelOnDisk>>> {
             let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
             if kind.is_dir() && !hidden && depth < SCAN_DEPTH {
                 open.push((path, depth + 1));
-            } else if !kind.is_dir() && !hidden && format_of(&path).is_some() && path.is_file() {
+            } else if !kind.is_dir() && !hidden && is_model(&path) && path.is_file() {
                 match ModelOnDisk::of(&path) {
-                    Ok(model) if model.weights.first() != Some(&path) => {}
+                    Ok(model) if model.manifest.as_ref().or(model.weights.first()) != Some(&path) => {}
                     Ok(model) => found.push((path, Ok(model))),
                     Err(error) => {
                         // Every shard of a set lacks the same one.
@@ -129,8 +163,16 @@ pub fn find_models(folder: &Path) -> Result<Vec<Result<ModelOnDisk>>> {
     Ok(found.into_iter().map(|(_, model)| model).collect())
 }
 
+/// Whether a file is the weights of a model, or the manifest of one.
+fn is_model(path: &Path) -> bool {
+    path.ends_with(MANIFEST) || format_of(path).is_some()
+}
+
 /// One path for all shards of a set.
 fn set_of(path: &Path) -> PathBuf {
+    if let Some(manifest) = manifest_of(path) {
+        return manifest;
+    }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     shard(name).map_or_else(
         || path.to_owned(),
@@ -153,6 +195,21 @@ pub fn read_header(model: &ModelOnDisk) -> Result<ModelHeader> {
         let about = path.display().to_string();
         |error: Error| error.about(about)
     };
+    if let Some(manifest) = &model.manifest {
+        let set = read_manifest(manifest)?;
+        let mut metadata = BTreeMap::new();
+        if let Some(entry) = &set.metadata {
+            let path = manifest.with_file_name(&entry.file);
+            let (reader, bytes) = open(&path)?;
+            metadata = gguf::read_header(reader, bytes).map_err(in_file(&path))?.model.metadata;
+        }
+        let mut whole = set.model(metadata);
+        for entry in &set.side_files {
+            let bytes = read_small(&manifest.with_file_name(&entry.file))?;
+            whole.side_files.insert(entry.file.clone(), bytes.into());
+        }
+        return Ok(whole);
+    }
     if model.format == Format::Gguf {
         let headers = model.weights.iter().map(|path| {
             let (reader, bytes) = open(path)?;
@@ -176,13 +233,7 @@ pub fn read_header(model: &ModelOnDisk) -> Result<ModelHeader> {
     for name in ["config.json", "tokenizer_config.json", "chat_template.jinja"] {
         let path = folder.join(name);
         if path.is_file() {
-            let mut bytes = Vec::new();
-            let (reader, _) = open(&path)?;
-            reader
-                .take(SIDE_FILE_BYTES)
-                .read_to_end(&mut bytes)
-                .map_err(|error| Error::io(error, path.display().to_string()))?;
-            whole.side_files.insert(name.to_owned(), bytes.into());
+            whole.side_files.insert(name.to_owned(), read_small(&path)?.into());
         }
     }
     Ok(whole)
@@ -204,8 +255,14 @@ pub fn entry_from_path(root: &Path, path: &Path) -> Result<ModelEntry> {
 /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if a file lies outside `root`; failures to read.
 pub fn entry_from_files(root: &Path, model: &ModelOnDisk, header: &ModelHeader) -> Result<ModelEntry> {
     let root = root.canonicalize().map_err(|error| Error::io(error, root.display().to_string()))?;
-    let mut files: Vec<(PathBuf, FileRole)> =
-        model.weights.iter().map(|path| (path.clone(), FileRole::Weights)).collect();
+    let mut files: Vec<(PathBuf, FileRole)> = Vec::new();
+    if let Some(manifest) = &model.manifest {
+        let set = read_manifest(manifest)?;
+        files.push((manifest.clone(), FileRole::Index));
+        let beside = set.metadata.iter().chain(&set.side_files);
+        files.extend(beside.map(|entry| (manifest.with_file_name(&entry.file), FileRole::Other)));
+    }
+    files.extend(model.weights.iter().map(|path| (path.clone(), FileRole::Weights)));
     if let (Format::Safetensors, Some(folder)) =
         (model.format, model.weights.first().and_then(|it| it.parent()))
     {
@@ -226,6 +283,7 @@ pub fn entry_from_files(root: &Path, model: &ModelOnDisk, header: &ModelHeader) 
     }
     let first = described.first().and_then(|file| file.path.clone()).unwrap_or_default();
     let mut entry = entry_from_header(&first, 0, header);
+    entry.format = Some(model.format);
     entry.disk_bytes = Some(described.iter().filter_map(|file| file.bytes).sum());
     entry.files = described;
     Ok(entry)
@@ -316,7 +374,9 @@ fn stem(path: &str) -> &str {
     let file = shard(file).map_or(file, |(stem, ..)| stem);
     let stem = file.strip_suffix(".gguf").or_else(|| file.strip_suffix(".safetensors")).unwrap_or(file);
     match (stem, folder.rsplit('/').next()) {
-        ("model" | "pytorch_model" | "weights" | "consolidated", Some(folder)) if !folder.is_empty() => {
+        ("model" | "pytorch_model" | "weights" | "consolidated" | MANIFEST, Some(folder))
+            if !folder.is_empty() =>
+        {
             folder
         }
         _ => stem,

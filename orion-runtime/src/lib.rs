@@ -11,6 +11,7 @@ mod kv;
 mod kv_files;
 mod load;
 mod model;
+mod observe;
 mod perplexity;
 mod portable;
 mod rope;
@@ -31,8 +32,9 @@ pub use config::{
 pub use encoder::{EncoderConfig, EncoderOptions, Output, Pooling, Precision, SentenceEncoder};
 pub use kv_files::KvDirectory;
 pub use model::{Described, ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
+pub use observe::InputObserver;
 pub use orion_kernels::ComputePool;
-pub use perplexity::Perplexity;
+pub use perplexity::{Perplexity, TextChunks};
 pub use sampler::{log_sum_exp, top_logits};
 pub use template::{ChatTemplate, RenderOptions, RenderedPrompt};
 pub use text::TextCodec;

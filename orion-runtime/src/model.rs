@@ -18,6 +18,7 @@ use crate::executor::Executor;
 use crate::kv::PAGE_TOKENS;
 use crate::kv_files::{KvDirectory, PageFiles};
 use crate::load;
+use crate::observe::InputObserver;
 use crate::portable::Portable;
 use crate::sequence::Prepared;
 use crate::slot::Arrivals;
@@ -58,6 +59,9 @@ pub struct RuntimeOptions {
     /// Where keys and values of shared beginnings outlive the model; only for weights whose digest is known. `None` for
     /// nowhere.
     pub kv_directory: Option<KvDirectory>,
+    /// Who sees the inputs of matrix products; only with the [`Portable`](ExecutorKind::Portable) executor, since the other
+    /// keeps none in floats. `None` for nobody.
+    pub input_observer: Option<Arc<dyn InputObserver>>,
 }
 
 impl Default for RuntimeOptions {
@@ -70,6 +74,7 @@ impl Default for RuntimeOptions {
             queue: 64,
             kv_tokens: None,
             kv_directory: None,
+            input_observer: None,
         }
     }
 }
@@ -116,6 +121,9 @@ impl LocalRuntime {
             }
             (kind, _) => kind,
         };
+        if kind != ExecutorKind::Portable && options.input_observer.is_some() {
+            return Err(Error::invalid("inputs are shown by the portable executor only"));
+        }
         let info = info(header, &config, kind)?;
         let digest = header.digest;
         let executor: Box<dyn Executor> = match kind {
@@ -125,7 +133,8 @@ impl LocalRuntime {
                 Box::new(Cpu::new(config.clone(), table, source.clone(), arrivals.clone(), pool, rows)?)
             }
             ExecutorKind::Portable => {
-                Box::new(Portable::new(config.clone(), table, source, arrivals.clone())?)
+                let observer = options.input_observer.clone();
+                Box::new(Portable::new(config.clone(), table, source, arrivals.clone(), observer)?)
             }
         };
         let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));

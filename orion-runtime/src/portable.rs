@@ -11,20 +11,38 @@ use crate::config::{Activation, DecoderConfig, LayerOptions, RopePairing};
 use crate::executor::{Chunk, Executor, Rows};
 use crate::kv::PAGE_TOKENS;
 use crate::load::{self, EmbeddingFirst, Weights};
+use crate::observe::InputObserver;
 use crate::rope::RopeTable;
 use crate::slot::Arrivals;
-use crate::weights::{Layer, WeightTable};
+use crate::weights::{Layer, MatrixRef, WeightTable};
 
 /// A projection. `weight: [rows, cols]`, `bias: [rows]`
 #[derive(Debug)]
 struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    watch: Option<Watch>,
+}
+
+/// Who sees the inputs of a projection, and under which name.
+#[derive(Debug)]
+struct Watch {
+    tensor: String,
+    observer: Arc<dyn InputObserver>,
+}
+
+impl Watch {
+    /// `x: [n, cols]`
+    fn see(&self, x: &Tensor) -> candle_core::Result<()> {
+        self.observer.inputs(&self.tensor, x.dim(1)?, &x.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
 }
 
 impl Linear {
     /// `[n, cols] -> [n, rows]`
     fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.watch.as_ref().map_or(Ok(()), |watch| watch.see(x))?;
         let y = x.matmul(&self.weight.t()?)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
@@ -63,6 +81,7 @@ impl Portable {
         table: WeightTable,
         source: Arc<dyn WeightSource>,
         arrivals: Arc<Arrivals>,
+        observer: Option<Arc<dyn InputObserver>>,
     ) -> Result<Self> {
         let device = Device::Cpu;
         let weights = Arc::new(PortableWeights::new(config.layers.len(), arrivals));
@@ -73,11 +92,16 @@ impl Portable {
                 let data = load::vector_f32(&*source, reference)?;
                 Tensor::from_vec(data, reference.len, &target).map_err(internal)
             };
-            let matrix = |reference: &_| {
+            let matrix = |reference: &MatrixRef| {
                 let data = load::matrix_f32(&*source, reference)?;
                 let weight =
                     Tensor::from_vec(data, (reference.rows, reference.cols), &target).map_err(internal)?;
-                Ok(Linear { weight, bias: reference.bias.as_ref().map(vector).transpose()? })
+                // The parts of a fused projection have one input.
+                let watch = observer.clone().filter(|_| reference.first_row == 0).map(|observer| Watch {
+                    tensor: source.header().tensors[reference.tensor].name.clone(),
+                    observer,
+                });
+                Ok(Linear { weight, bias: reference.bias.as_ref().map(vector).transpose()?, watch })
             };
             weights.load(&table, (&*source, EmbeddingFirst::Yes), matrix, vector)
         })?;

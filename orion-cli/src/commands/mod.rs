@@ -6,7 +6,9 @@ mod chat;
 mod convert;
 mod embed;
 mod eval;
+mod footprint;
 mod generate;
+mod imatrix;
 mod inspect;
 mod logits;
 mod merge;
@@ -47,6 +49,8 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
+    /// Measure how much each column of each matrix matters, for `quantize --imatrix`
+    Imatrix(imatrix::Imatrix),
     /// Make a model smaller
     Quantize(quantize::Quantize),
     /// Turn safetensors into GGUF, or GGUF into safetensors
@@ -82,6 +86,7 @@ impl Command {
             Self::Logits(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Imatrix(command) => command.run(),
             Self::Quantize(command) => command.run(),
             Self::Convert(command) => command.run(),
             Self::Optimize(command) => command.run(),

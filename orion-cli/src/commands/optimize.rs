@@ -6,9 +6,11 @@ use orion::pipeline::{ShardOptions, ShardSize, as_gguf, optimize, plan_optimize}
 use orion::{Error, Result};
 use serde_json::json;
 
+use super::footprint::{Comparison, Footprint};
 use super::recipe::{RecipeArgs, report_json, report_text};
+use super::registry::enrol_shard_set;
 use super::verify::VerifyArgs;
-use super::work::{WorkArgs, fingerprint, parse_size, refuse_same, size};
+use super::work::{WorkArgs, fingerprint, parse_size, refuse_same};
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -30,6 +32,12 @@ pub(crate) struct Optimize {
     /// Keep what is finished if the work is interrupted, and go on from there the next time
     #[arg(long)]
     resume: bool,
+    /// Put the result into this registry, made if it is not there
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    registry: Option<PathBuf>,
+    /// Do not let the models answer to measure memory, load and time to first token
+    #[arg(long)]
+    no_measure: bool,
     #[command(flatten)]
     verify: VerifyArgs,
     #[command(flatten)]
@@ -56,30 +64,37 @@ impl Optimize {
         } else {
             optimize(&*source, &self.output, &options, &sharding)?
         };
-        let before = disk_bytes(&self.input)?;
-        let after: u64 = shards.iter().map(|shard| shard.bytes).sum();
-        let smaller = 100.0 * (1.0 - after as f64 / before.max(1) as f64);
-        let verdict = match self.work.dry_run {
-            true => None,
-            false => self.verify.compare(&self.input, &self.output)?,
+        drop(source);
+        let mut both = Comparison {
+            before: Footprint::of_size(disk_bytes(&self.input)?),
+            after: Footprint::of_size(shards.iter().map(|shard| shard.bytes).sum()),
         };
-        let entry = json!({
-            "id": self.output.file_name().map(|name| name.to_string_lossy().into_owned()),
-            "format": "shards",
-            "files": [{ "location": self.output, "bytes": after }],
-        });
+        let (mut verdict, mut unmeasured, mut entry) = (None, None, None);
+        if !self.work.dry_run {
+            verdict = self.verify.compare(&self.input, &self.output)?;
+            verdict.iter().for_each(|verdict| both.judged(verdict));
+            if !self.no_measure {
+                // The set is written and sound; a model that cannot answer here has no figures, and that is said.
+                let measured =
+                    both.before.measure(&self.input).and_then(|()| both.after.measure(&self.output));
+                unmeasured = measured.err().map(|error| error.to_string());
+            }
+            entry = self.registry.as_ref().map(|file| enrol_shard_set(file, &self.output)).transpose()?;
+        }
         if self.work.json {
             let mut value = report_json(&report);
             value["output"] = self.output.display().to_string().into();
             value["dry_run"] = self.work.dry_run.into();
-            value["before_bytes"] = before.into();
-            value["after_bytes"] = after.into();
-            value["smaller_percent"] = smaller.into();
+            value["before_bytes"] = both.before.bytes.into();
+            value["after_bytes"] = both.after.bytes.into();
+            value["smaller_percent"] = both.smaller_percent().into();
+            value["summary"] = both.json();
+            value["unmeasured"] = unmeasured.into();
             value["shards"] = shards
                 .iter()
                 .map(|s| json!({ "file": s.file, "bytes": s.bytes, "layers": s.layers }))
                 .collect();
-            value["registry_entry"] = entry;
+            value["registry"] = entry.map(|(value, _)| value).into();
             if let Some(verdict) = &verdict {
                 value["verify"] = verdict.json();
             }
@@ -87,12 +102,18 @@ impl Optimize {
         }
         output::print(&report_text(&report, self.work.dry_run))?;
         output::print(&format!(
-            "{} shards in {}: {} -> {}, {smaller:.1} % smaller\n",
+            "{} shards in {}, {:.1} % smaller\n\n{}",
             shards.len(),
             self.output.display(),
-            size(before),
-            size(after)
+            both.smaller_percent(),
+            both.text()
         ))?;
+        if let Some(reason) = unmeasured {
+            eprintln!("orion: memory and times are not measured: {reason}");
+        }
+        if let Some((_, line)) = entry {
+            output::print(&line)?;
+        }
         verdict.map_or(Ok(()), |verdict| output::print(&format!("{verdict}\n")))
     }
 }

@@ -23,8 +23,8 @@ const CONTEXT: usize = 512;
 
 /// Before and after, on one text.
 pub(crate) struct Verdict {
-    before: f64,
-    after: f64,
+    pub(super) before: f64,
+    pub(super) after: f64,
     divergence: f64,
     scored: usize,
 }

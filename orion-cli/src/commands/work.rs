@@ -29,19 +29,13 @@ pub(crate) struct WorkArgs {
 impl WorkArgs {
     /// Refuses an output that exists before any work is done for it.
     pub(crate) fn refuse_existing(&self, output: &Path) -> Result<()> {
-        if self.force || self.dry_run || output.symlink_metadata().is_err() {
-            return Ok(());
-        }
-        Err(Error::invalid("exists already; --force replaces it").about(output.display().to_string()))
+        if self.force || self.dry_run { Ok(()) } else { refuse_existing(output) }
     }
 
     /// Stops on Ctrl-C, and shows a bar where somebody watches.
     pub(crate) fn control(&self) -> Result<Control> {
         let cancel = CancelToken::new();
-        let flag = cancel.clone();
-        ctrlc::set_handler(move || flag.cancel()).map_err(|error| {
-            Error::new(ErrorKind::Internal, "cannot listen for Ctrl-C").with_source(error)
-        })?;
+        stops_on_ctrl_c(&cancel)?;
         let control = Control::new(cancel);
         if self.json || !std::io::stderr().is_terminal() {
             return Ok(control);
@@ -49,6 +43,23 @@ impl WorkArgs {
         let bar = Bar { began: Instant::now(), drawn: Mutex::new(None) };
         Ok(control.watched_by(move |progress| bar.draw(progress)))
     }
+}
+
+/// Refuses an output that exists.
+pub(crate) fn refuse_existing(output: &Path) -> Result<()> {
+    match output.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(_) => {
+            Err(Error::invalid("exists already; --force replaces it").about(output.display().to_string()))
+        }
+    }
+}
+
+/// Lets Ctrl-C cancel work instead of ending the process.
+pub(crate) fn stops_on_ctrl_c(cancel: &CancelToken) -> Result<()> {
+    let flag = cancel.clone();
+    ctrlc::set_handler(move || flag.cancel())
+        .map_err(|error| Error::new(ErrorKind::Internal, "cannot listen for Ctrl-C").with_source(error))
 }
 
 /// A line that says how far work is, how fast it goes and how long it will take.

@@ -30,7 +30,8 @@ pub(crate) struct Target {
 
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// A GGUF or safetensors file, of a set any shard, below the folder of the registry or of the models
+    /// A GGUF or safetensors file, of a set any shard, or a shard set's folder, below the folder of the registry or of the
+    /// models
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The id, in place of one made of the file's name
@@ -121,6 +122,14 @@ impl Done {
             self.file.display()
         )
     }
+}
+
+/// Puts the shard set in a folder into the registry `base`; returns the entry as JSON, and a line that says what was done.
+pub(crate) fn enrol_shard_set(base: &Path, folder: &Path) -> Result<(Value, String)> {
+    let registry = RegistryArgs { registry: Some(base.to_owned()) };
+    let target = Target { registry, custom: false, dry_run: false };
+    let done = target.put(&ModelOnDisk::of(folder)?, None)?;
+    Ok((done.json(), done.line()))
 }
 
 impl Target {

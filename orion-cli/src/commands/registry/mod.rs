@@ -6,6 +6,7 @@ mod check;
 
 use std::process::ExitCode;
 
+pub(crate) use add::enrol_shard_set;
 use clap::{Args, Subcommand};
 use orion::Result;
 
