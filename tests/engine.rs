@@ -185,13 +185,15 @@ fn a_first_responder_speaks_until_its_model_is_there() {
         let Some(EngineEvent::Done(answer)) = events.last() else { panic!("{:?}", names(&events)) };
         assert_eq!((answer.model.as_str(), answer.text.as_str()), ("small", "small: hi"));
     }
-    assert_eq!(stage.loads().iter().filter(|model| *model == "large").count(), 1, "one load for both");
+    let loads = || stage.loads().iter().filter(|model| *model == "large").count();
+    until("the large model is being loaded", || loads() > 0);
     latch.open();
     let ready = |id: &str| {
         let models = engine.stats().unwrap().models;
         models.iter().any(|model| model.model.as_str() == id && model.residency == Residency::Ready)
     };
     until("the large model is there", || ready("large"));
+    assert_eq!(loads(), 1, "one load for both");
     let events: Vec<_> = engine.stream(ask()).collect();
     assert!(!names(&events).contains(&"first responder"));
     let Some(EngineEvent::Done(answer)) = events.last() else { panic!("the last event") };

@@ -4,8 +4,11 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use memmap2::MmapMut;
+
+use crate::arena::Region;
 
 /// Values per allocation unit; arrays of integers are what the allocator can hand out zeroed without touching them.
 type Unit = [u64; 8];
@@ -35,6 +38,8 @@ enum Storage {
     Heap(Vec<Unit>),
     /// A mapping of its own goes back to the system as soon as it is dropped; what the allocator gets back it may keep.
     Mapping(MmapMut),
+    /// A part that no other buffer has.
+    Part(Arc<Region>, usize),
 }
 
 impl Storage {
@@ -51,6 +56,7 @@ impl Storage {
         match self {
             Self::Heap(units) => units.as_ptr().cast(),
             Self::Mapping(mapping) => mapping.as_ptr(),
+            Self::Part(region, offset) => region.at(*offset),
         }
     }
 
@@ -58,6 +64,7 @@ impl Storage {
         match self {
             Self::Heap(units) => units.as_mut_ptr().cast(),
             Self::Mapping(mapping) => mapping.as_mut_ptr(),
+            Self::Part(region, offset) => region.at(*offset),
         }
     }
 }
@@ -76,6 +83,11 @@ impl<T: Plain> AlignedBuf<T> {
             prefer_huge_pages(buffer.as_mut_ptr().cast(), bytes / HUGE_PAGE * HUGE_PAGE);
         }
         buffer
+    }
+
+    /// The `len` values from `offset` bytes on, a multiple of 64: the caller's alone, and within the region.
+    pub(crate) fn in_region(region: Arc<Region>, offset: usize, len: usize) -> Self {
+        Self { storage: Storage::Part(region, offset), skip: 0, len, of: PhantomData }
     }
 }
 

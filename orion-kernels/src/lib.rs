@@ -7,6 +7,7 @@
 
 mod activations;
 mod aligned;
+mod arena;
 mod attention;
 mod blocks;
 mod decoder;
@@ -19,6 +20,7 @@ mod simd;
 mod tiles;
 
 pub use aligned::AlignedBuf;
+pub use arena::Arena;
 pub use attention::PAGE_TOKENS;
 pub use blocks::{dequantize, quantize};
 pub use decoder::{Block, DecoderShape, Embedding, Head, KvStore, Norm, Projection, Rope, Stages, Workspace};

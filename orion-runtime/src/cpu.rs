@@ -1,11 +1,12 @@
 //! The CPU executor: our kernels, one parallel region for a decoding step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use orion_core::{Error, ErrorKind, Result, TensorType, TileLayout, WeightSource};
 use orion_kernels::{
-    Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Packer, Projection, Rope,
-    Stages, Workspace, dequantize,
+    Arena, Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Packer, Projection,
+    Rope, Stages, Workspace, dequantize,
 };
 
 use crate::config::{Activation, DecoderConfig, RopePairing};
@@ -19,6 +20,10 @@ use crate::weights::{MatrixRef, WeightTable};
 /// Rows up to which a step runs all blocks in one region, without a look at `stop` between them: about as long as one
 /// decoding step.
 const SHORT_ROWS: usize = 16;
+
+/// The first answer goes before huge pages, and answers go on between one and the next.
+const SETTLE_AFTER: Duration = Duration::from_millis(500);
+const SETTLE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the kernels cannot run a model, if they cannot.
 pub(crate) fn unsupported(config: &DecoderConfig) -> Option<String> {
@@ -59,12 +64,17 @@ impl Cpu {
         // Now, not when the load begins: rows that are asked for before would wait for a whole file.
         source.expect(&table.order(first == EmbeddingFirst::Yes));
         load::spawn(&weights, move |weights| {
+            let arena = Arena::default();
             let vector = |reference: &_| load::vector_f32(&*source, reference);
             let matrix = |reference: &_| {
-                let matrix = pack(&pool, &*source, reference)?;
+                let matrix = pack(&pool, &arena, &*source, reference)?;
                 Ok(Projection { matrix, bias: reference.bias.as_ref().map(vector).transpose()? })
             };
-            weights.load(&table, (&*source, first), matrix, vector)
+            weights.load(&table, (&*source, first), matrix, vector)?;
+            drop(source);
+            weights.arrivals.rest(SETTLE_AFTER);
+            arena.settle(|| weights.arrivals.rest(SETTLE_PAUSE));
+            Ok(())
         })?;
         let blocks = Vec::with_capacity(config.layers.len());
         Ok(Self { config, weights, workspace, kv, embedding: None, rows, blocks, head: None })
@@ -213,26 +223,41 @@ impl Drop for Cpu {
 
 /// Consecutive rows of a stored matrix, packed; tiles that are stored are used as they are. Types without kernels of
 /// their own become halves.
-fn pack(pool: &ComputePool, source: &dyn WeightSource, reference: &MatrixRef) -> Result<PackedMatrix> {
+fn pack(
+    pool: &ComputePool,
+    arena: &Arena,
+    source: &dyn WeightSource,
+    reference: &MatrixRef,
+) -> Result<PackedMatrix> {
     let info = &source.header().tensors[reference.tensor];
     let about = |error: Error| error.about(format!("tensor {}", info.name));
     if PackedMatrix::supports(info.ty) {
-        let whole = info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes);
-        if whole && info.layout == TileLayout::RowMajor {
-            let mut packer = Packer::new(info.ty, reference.rows, reference.cols).map_err(about)?;
+        if info.layout != TileLayout::RowMajor {
+            let bytes = source.tensor(reference.tensor).map_err(about)?;
+            let rows = reference.first_row..reference.first_row + reference.rows;
+            return PackedMatrix::from_tensor(pool, info, &bytes, rows).map_err(about);
+        }
+        if info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes) {
+            let mut packer = Packer::new_in(arena, info.ty, reference.rows, reference.cols).map_err(about)?;
             source.read(reference.tensor, packer.piece(), &mut |bytes| {
                 packer.push(pool, bytes).map_err(about)
             })?;
             return packer.finish().map_err(about);
         }
-        let bytes = source.tensor(reference.tensor).map_err(about)?;
-        let rows = reference.first_row..reference.first_row + reference.rows;
-        return PackedMatrix::from_tensor(pool, info, &bytes, rows).map_err(about);
     }
     let (ty, bytes, range) = load::row_bytes(source, reference)?;
-    pack_bytes(pool, ty, [reference.rows, reference.cols], &bytes[range]).map_err(about)
+    let packed = |ty, bytes: &[u8]| {
+        let mut packer = Packer::new_in(arena, ty, reference.rows, reference.cols)?;
+        packer.push(pool, bytes)?;
+        packer.finish()
+    };
+    if PackedMatrix::supports(ty) {
+        return packed(ty, &bytes[range]).map_err(about);
+    }
+    packed(TensorType::F16, &halves(ty, reference.rows * reference.cols, &bytes[range])?).map_err(about)
 }
 
+/// Rows of any type, packed where the system finds room.
 pub(crate) fn pack_bytes(
     pool: &ComputePool,
     ty: TensorType,
@@ -242,10 +267,13 @@ pub(crate) fn pack_bytes(
     if PackedMatrix::supports(ty) {
         return PackedMatrix::pack(pool, ty, rows, cols, bytes);
     }
-    let mut values = vec![0.0; rows * cols];
+    PackedMatrix::pack(pool, TensorType::F16, rows, cols, &halves(ty, rows * cols, bytes)?)
+}
+
+fn halves(ty: TensorType, count: usize, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut values = vec![0.0; count];
     dequantize(ty, bytes, &mut values)?;
-    let halves: Vec<u8> = values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect();
-    PackedMatrix::pack(pool, TensorType::F16, rows, cols, &halves)
+    Ok(values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect())
 }
 
 fn shape(config: &DecoderConfig) -> DecoderShape {

@@ -96,7 +96,18 @@ impl Arrivals {
 
     /// Nobody needs the rest.
     pub(crate) fn abandon(&self) {
+        let held = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         self.abandoned.store(true, Ordering::Release);
+        drop(held);
+        self.changed.notify_all();
+    }
+
+    /// Waits, unless nobody needs what was loaded; says whether somebody does.
+    pub(crate) fn rest(&self, pause: Duration) -> bool {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.changed.wait_timeout_while(failure, pause, |_| !self.is_abandoned());
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+        !self.is_abandoned()
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {

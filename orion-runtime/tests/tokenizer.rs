@@ -185,6 +185,25 @@ fn bpe(change: impl FnOnce(&mut ModelHeader)) -> Result<Tokenizer, orion_core::E
     Tokenizer::from_header(&header)
 }
 
+/// A part of a character is no special token: cut out of a text, it would leave the rest of the character behind.
+#[test]
+fn a_special_token_of_broken_utf8_cuts_no_character() {
+    let tokens: [&[u8]; 3] = [b"a", b"\xc3", b"</s>"];
+    for kind in [3, 4] {
+        let header = with_metadata(vec![
+            ("tokenizer.ggml.model", string("llama")),
+            ("tokenizer.ggml.tokens", MetaValue::Array(MetaArray::Str(tokens.into_iter().collect()))),
+            ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![1, kind, 3]))),
+            ("tokenizer.ggml.scores", MetaValue::Array(MetaArray::F32(vec![0.0; 3]))),
+        ]);
+        let tokenizer = Tokenizer::from_header(&header).unwrap();
+        for special in [Plain, Parse] {
+            assert!(!tokenizer.encode("aé", special).unwrap().is_empty());
+        }
+        assert!(tokenizer.encode("é</s>", Parse).unwrap().contains(&TokenId(2)));
+    }
+}
+
 #[test]
 fn each_malformed_field_of_a_gguf_is_named() {
     assert_eq!(bpe(|_| {}).unwrap().encode("ab", Plain).unwrap(), [TokenId(2)]);

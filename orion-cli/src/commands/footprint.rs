@@ -52,7 +52,7 @@ impl Footprint {
     fn json(&self) -> Value {
         json!({
             "bytes": self.bytes,
-            "peak_rss_bytes": self.peak_rss_bytes,
+            "peak_rss_bytes": self.peak_rss_bytes.map(|bytes| bytes as u64),
             "load_s": self.load_s,
             "ttft_s": self.ttft_s,
             "perplexity": self.perplexity,
@@ -86,8 +86,8 @@ impl Comparison {
         let bytes = |value: f64| size(value as u64);
         let seconds = |value: f64| format!("{value:.3} s");
         let plain = |value: f64| format!("{value:.3}");
-        type Figure = fn(&Footprint) -> Option<f64>;
-        let figures: [(&str, Figure, &dyn Fn(f64) -> String); 5] = [
+        type Figure<'a> = (&'a str, fn(&Footprint) -> Option<f64>, &'a dyn Fn(f64) -> String);
+        let figures: [Figure<'_>; 5] = [
             ("size", |it| Some(it.bytes as f64), &bytes),
             ("peak memory", |it| it.peak_rss_bytes, &bytes),
             ("load", |it| it.load_s, &seconds),

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use orion_core::{Error, Result, TensorBytes, TensorInfo, TensorType, TileLayout};
 
 use crate::aligned::AlignedBuf;
+use crate::arena::Arena;
 use crate::isa::Isa;
 use crate::pool::ComputePool;
 
@@ -286,8 +287,25 @@ impl Packer {
     /// # Errors
     /// As [`PackedMatrix::packed_bytes`].
     pub fn new(ty: TensorType, rows: usize, cols: usize) -> Result<Self> {
+        Self::within(ty, rows, cols, AlignedBuf::zeroed)
+    }
+
+    /// A packer whose matrix lies beside those of the same arena.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::packed_bytes`].
+    pub fn new_in(arena: &Arena, ty: TensorType, rows: usize, cols: usize) -> Result<Self> {
+        Self::within(ty, rows, cols, |len| arena.zeroed(len))
+    }
+
+    fn within(
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+        zeroed: impl FnOnce(usize) -> AlignedBuf<u8>,
+    ) -> Result<Self> {
         let (shape, tile_bytes) = PackedMatrix::geometry(ty, cols)?;
-        let data = AlignedBuf::zeroed(PackedMatrix::packed_bytes(ty, rows, cols)?);
+        let data = zeroed(PackedMatrix::packed_bytes(ty, rows, cols)?);
         let row_bytes = cols / ty.block_len() * ty.block_bytes();
         let none = Storage::Owned(Arc::default());
         let matrix = PackedMatrix { ty, shape, rows, cols, tile_bytes, data: none };

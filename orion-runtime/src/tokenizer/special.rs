@@ -26,7 +26,7 @@ pub(crate) enum Scope<'a> {
 /// The tokens to look for, by their first byte and by length.
 #[derive(Debug)]
 pub(crate) struct SpecialIndex {
-    /// Longest first.
+    /// Longest first. A token of broken UTF-8 is none of them: in a text it could only be a part of a character.
     tokens: Vec<u32>,
     /// Lengths of the tokens that begin with each byte, longest first.
     lengths: Vec<Vec<usize>>,
@@ -35,7 +35,8 @@ pub(crate) struct SpecialIndex {
 impl SpecialIndex {
     pub(crate) fn new(vocab: &Vocab) -> Self {
         let wanted = Attr::CONTROL.with(Attr::UNKNOWN).with(Attr::USER_DEFINED);
-        let mut tokens: Vec<u32> = (0..vocab.len() as u32).filter(|&id| vocab.attr(id).any(wanted)).collect();
+        let spelled = |&id: &u32| vocab.attr(id).any(wanted) && std::str::from_utf8(vocab.text(id)).is_ok();
+        let mut tokens: Vec<u32> = (0..vocab.len() as u32).filter(spelled).collect();
         tokens.sort_by_key(|&id| std::cmp::Reverse(vocab.text(id).len()));
         let mut lengths = vec![Vec::new(); 256];
         for &id in &tokens {
