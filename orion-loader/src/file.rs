@@ -85,18 +85,35 @@ impl OpenFile {
     /// The bytes of a range.
     pub(crate) fn range(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let mut data = room(bytes)?;
-        self.fill(offset, &mut data)?;
+        self.append(offset, bytes, &mut data)?;
         Ok(data)
+    }
+
+    /// Adds so many bytes to what `data` holds, into room that it has and that need not be zeroed before.
+    fn append(&self, offset: u64, bytes: u64, data: &mut Vec<u8>) -> Result<()> {
+        let before = data.len();
+        let wanted = usize::try_from(bytes).map_or(usize::MAX, |bytes| before.saturating_add(bytes));
+        while data.len() < wanted {
+            let at = offset + (data.len() - before) as u64;
+            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(data), at) {
+                Ok(0) => return Err(self.short(offset, bytes)),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(self.io(error.into())),
+            }
+        }
+        // There may have been more room than was asked for.
+        data.truncate(wanted);
+        Ok(())
+    }
+
+    fn short(&self, offset: u64, bytes: u64) -> Error {
+        let what = format!("the file was truncated after it was opened; {bytes} bytes at {offset} are gone");
+        Reason::Truncated.error(what).about(self.subject())
     }
 
     fn fill(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(data, offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Reason::Truncated
-                .error(format!(
-                    "the file was truncated after it was opened; {} bytes at {offset} are gone",
-                    data.len()
-                ))
-                .about(self.subject()),
+            io::ErrorKind::UnexpectedEof => self.short(offset, data.len() as u64),
             _ => self.io(error),
         })
     }
@@ -119,13 +136,13 @@ impl OpenFile {
     }
 }
 
+/// An empty list with room for so many bytes.
 fn room(bytes: u64) -> Result<Vec<u8>> {
     let len = usize::try_from(bytes).map_err(|_| Error::corrupt("exceeds the address space"))?;
     let mut data = Vec::new();
     data.try_reserve_exact(len).map_err(|error| {
         Error::new(ErrorKind::OutOfMemory, format!("needs {len} bytes")).with_source(error)
     })?;
-    data.resize(len, 0);
     Ok(data)
 }
 
@@ -219,15 +236,17 @@ impl WeightSource for FileSource {
         let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
         self.read_ahead(index);
         let end = info.offset + info.bytes;
-        let mut data = room((piece.max(1) as u64).min(info.bytes))?;
+        let piece = piece.max(1) as u64;
+        let mut data = room(piece.min(info.bytes))?;
         let mut at = info.offset;
         while at < end {
-            let data = &mut data[..usize::try_from(end - at).map_or(piece, |left| left.min(piece.max(1)))];
+            let bytes = piece.min(end - at);
+            data.clear();
             self.files[info.file]
-                .fill(at, data)
+                .append(at, bytes, &mut data)
                 .map_err(|error| error.about(format!("tensor {}", info.name)))?;
-            each(data)?;
-            at += data.len() as u64;
+            each(&data)?;
+            at += bytes;
         }
         Ok(())
     }

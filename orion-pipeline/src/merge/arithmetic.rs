@@ -59,7 +59,7 @@ impl Group<'_> {
         let lambda = adding.lambda as f32;
         self.write(|piece, scratch| {
             self.read_all(piece, scratch)?;
-            let Scratch { x, y, z, .. } = scratch;
+            let Scratch { x, y, z, signs, .. } = scratch;
             let base = self.base.map(|base| std::mem::take(&mut x[base])).unwrap_or_default();
             for ((((&input, mask), scale), weight), thinning) in
                 others.iter().zip(&masks).zip(&scales).zip(&weights).zip(&adding.thinning)
@@ -79,20 +79,18 @@ impl Group<'_> {
             }
             if adding.consensus {
                 // The sum's sign is what the deltas must have to count.
+                signs.clear();
+                signs.extend(y.iter().map(|&y| if y >= 0.0 { 1.0f32 } else { -1.0 }));
+                y.fill(0.0);
                 z.clear();
                 z.resize(y.len(), 0.0);
-                for (at, (y, divisor)) in y.iter_mut().zip(z.iter_mut()).enumerate() {
-                    let positive = *y >= 0.0;
-                    let mut sum = 0.0;
-                    for (&input, weight) in others.iter().zip(&weights) {
-                        let delta = x[input][at];
-                        let agrees = if positive { delta > 0.0 } else { delta < 0.0 };
-                        if agrees {
-                            sum += delta;
-                            *divisor += weight;
-                        }
+                for (&input, &weight) in others.iter().zip(&weights) {
+                    let sums = y.iter_mut().zip(z.iter_mut());
+                    for (((sum, divisor), &delta), &sign) in sums.zip(&x[input]).zip(&*signs) {
+                        let agrees = delta * sign > 0.0;
+                        *sum += if agrees { delta } else { 0.0 };
+                        *divisor += if agrees { weight } else { 0.0 };
                     }
-                    *y = sum;
                 }
                 if adding.normalize {
                     let normalised = y.iter_mut().zip(z.iter());

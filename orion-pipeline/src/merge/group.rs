@@ -47,6 +47,8 @@ pub(super) struct Scratch {
     pub(super) x: Vec<Vec<f32>>,
     pub(super) y: Vec<f32>,
     pub(super) z: Vec<f32>,
+    pub(super) keys: Vec<u32>,
+    pub(super) signs: Vec<f32>,
     bytes: Vec<u8>,
 }
 

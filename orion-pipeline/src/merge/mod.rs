@@ -25,7 +25,7 @@ use combine::Along;
 pub use config::MergeConfig;
 use group::{Group, Input};
 use method::{Method, Sparsify};
-use plan::{Models, PlannedTensor};
+use plan::{Models, PlannedTensor, SourceTensor};
 use sparse::Thinning;
 
 /// How to merge.
@@ -82,7 +82,7 @@ pub type Open<'a> = &'a dyn Fn(&str) -> Result<Arc<dyn WeightSource>>;
 /// models into one GGUF file. `path` appears only when it is complete.
 ///
 /// Numbers are computed in 32-bit floats and rounded once, to the output's type. Held in memory are one tensor of each
-/// model as it is stored, and its result.
+/// model as it is stored, its result and the one before, and small ones that are read ahead.
 ///
 /// # Errors
 /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) with the names that contradict each other if a configuration
@@ -117,24 +117,28 @@ fn report(config: &MergeConfig, models: &Models) -> MergeReport {
     }
 }
 
+/// The inputs of one tensor of the output.
+fn read_inputs(models: &Models, tensor: &PlannedTensor) -> Result<Vec<Input>> {
+    let read = |source: &SourceTensor| {
+        let model = &models.sources[source.model];
+        let name = &models.names[source.model];
+        Ok(Input {
+            model: name.clone(),
+            ty: model.header().tensors[source.tensor].ty,
+            bytes: rows_of(&**model, source.tensor).map_err(|error| error.about(name.clone()))?,
+        })
+    };
+    tensor.sources.iter().map(read).collect()
+}
+
 /// The bytes of one tensor of the output.
 fn merge_tensor(
     config: &MergeConfig,
     models: &Models,
     tensor: &PlannedTensor,
+    mut inputs: Vec<Input>,
     options: &MergeOptions,
 ) -> Result<Vec<u8>> {
-    let mut inputs = Vec::with_capacity(tensor.sources.len());
-    for source in &tensor.sources {
-        let model = &models.sources[source.model];
-        let info = &model.header().tensors[source.tensor];
-        inputs.push(Input {
-            model: models.names[source.model].clone(),
-            ty: info.ty,
-            bytes: rows_of(&**model, source.tensor)
-                .map_err(|error| error.about(models.names[source.model].clone()))?,
-        });
-    }
     let columns = tensor.shape.last().copied().unwrap_or(1) as usize;
     let rows = tensor.shape.iter().rev().skip(1).product::<u64>() as usize;
     let position = |base: usize| tensor.sources.iter().position(|source| source.model == base);

@@ -44,6 +44,19 @@ pub(super) enum Mask {
     Ranked(u64, f64, f64),
 }
 
+/// The bucket that holds rank `rank`, what is in those before it on top of `less`, and what is in it.
+fn find(counts: impl Iterator<Item = u64>, mut less: u64, rank: u64) -> (usize, u64, u64) {
+    let mut last = 0;
+    for (at, count) in counts.enumerate() {
+        if less + count > rank {
+            return (at, less, count);
+        }
+        less += count;
+        last = at;
+    }
+    (last, less, 0)
+}
+
 /// Magnitudes order as these do.
 pub(super) fn magnitude(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
@@ -56,49 +69,47 @@ impl Group<'_> {
         rank: u64,
         keys: &(impl Fn(&Piece, &mut Scratch, &mut Vec<u32>) -> Result<()> + Sync),
     ) -> Result<Cut> {
-        const HALF: usize = 1 << 16;
-        let histogram = |bucket: &(dyn Fn(u32) -> Option<usize> + Sync)| {
-            let new = || (vec![0u64; HALF], Vec::new());
-            let counts = self.fold(
-                new,
-                |(counts, found), piece, scratch| {
-                    keys(piece, scratch, found)?;
-                    found.iter().filter_map(|&key| bucket(key)).for_each(|at| counts[at] += 1);
-                    Ok(())
-                },
-                |(sum, _), (part, _)| sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
-            )?;
-            Ok::<_, Error>(counts.0)
-        };
-        let find = |counts: &[u64], mut less: u64| {
-            for (at, &count) in counts.iter().enumerate() {
-                if less + count > rank {
-                    return (at, less, count);
+        // Pairs of counters, one for even and one for odd places: equal keys often follow each other, and one counter
+        // would have to be read back before it can be raised again.
+        let counts = self.fold(
+            || vec![[0u64; 2]; 1 << 16],
+            |counts, piece, scratch| {
+                let mut found = std::mem::take(&mut scratch.keys);
+                keys(piece, scratch, &mut found)?;
+                for pair in found.chunks(2) {
+                    pair.iter().enumerate().for_each(|(at, key)| counts[(key >> 16) as usize][at] += 1);
                 }
-                less += count;
-            }
-            (counts.len() - 1, less, 0)
-        };
-        let (high, below, _) = find(&histogram(&|key| Some((key >> 16) as usize))?, 0);
-        let within = histogram(&|key| ((key >> 16) as usize == high).then_some((key & 0xffff) as usize))?;
-        let (low, less, equal) = find(&within, below);
-        let key = (high << 16 | low) as u32;
+                scratch.keys = found;
+                Ok(())
+            },
+            |sum, part| {
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum = [sum[0] + part[0], sum[1] + part[1]]);
+            },
+        )?;
+        let (high, below, _) = find(counts.iter().map(|[even, odd]| even + odd), 0, rank);
+        let within = self.each(|piece, scratch| {
+            let mut found = std::mem::take(&mut scratch.keys);
+            keys(piece, scratch, &mut found)?;
+            let same = found.iter().filter(|&&key| (key >> 16) as usize == high);
+            let low: Vec<u16> = same.map(|&key| key as u16).collect();
+            scratch.keys = found;
+            Ok(low)
+        })?;
+        let mut counts = vec![0u64; 1 << 16];
+        within.iter().flatten().for_each(|&low| counts[usize::from(low)] += 1);
+        let (low, less, equal) = find(counts.into_iter(), below, rank);
         let mut before = 0;
         let equal_before = if equal > 1 {
-            let counts = self.each(|piece, scratch| {
-                let mut found = Vec::new();
-                keys(piece, scratch, &mut found)?;
-                Ok(found.iter().filter(|&&other| other == key).count() as u64)
-            })?;
-            let running = counts.into_iter().map(|count| {
-                before += count;
-                before - count
+            let running = within.iter().map(|piece| {
+                let here = before;
+                before += piece.iter().filter(|&&other| usize::from(other) == low).count() as u64;
+                here
             });
             running.collect()
         } else {
             Vec::new()
         };
-        Ok(Cut { key, less, equal, equal_before })
+        Ok(Cut { key: (high << 16 | low) as u32, less, equal, equal_before })
     }
 
     /// The mask of one model's delta.
@@ -170,6 +181,13 @@ impl Group<'_> {
             Mask::Largest(kept, cut) => {
                 let greater = (self.elements() as u64) - cut.less - cut.equal;
                 let mut equal = greater + cut.before(piece);
+                let equals = x.iter().filter(|x| magnitude(**x) == cut.key).count() as u64;
+                if equals == 0 || equal + equals <= *kept || equal >= *kept {
+                    // All equals of this piece stay, or none does.
+                    let least = cut.key + u32::from(equal >= *kept);
+                    x.iter_mut().for_each(|x| *x = if magnitude(*x) >= least { *x } else { 0.0 });
+                    return;
+                }
                 for x in x {
                     let key = magnitude(*x);
                     let stays = if key == cut.key {

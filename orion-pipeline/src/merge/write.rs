@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use orion_core::{
-    Error, MetaArray, MetaValue, ModelFormat, ModelHeader, Result, TensorInfo, TensorType, TileLayout,
+    Error, ErrorKind, MetaArray, MetaValue, ModelFormat, ModelHeader, Result, TensorInfo, TensorType,
+    TileLayout,
 };
 use orion_formats::ShardIndex;
 use orion_formats::gguf::{GgufWriter, TensorSpec, file_bytes};
 use orion_formats::safetensors::SafetensorsWriter;
 use serde_json::{Value, json};
 
-use super::plan::{Models, PlannedTensor};
-use super::{MergeConfig, MergeOptions, merge_tensor};
+use super::plan::{Models, PlannedTensor, SourceTensor};
+use super::{MergeConfig, MergeOptions, merge_tensor, read_inputs};
 use crate::output::{Output, OutputDirectory};
 use crate::provenance;
 use crate::shard::{INDEX, cut_as_hugging_face, file_metadata, spec};
@@ -45,23 +47,57 @@ fn step(config: &MergeConfig, models: &Models, options: &MergeOptions) -> Value 
     })
 }
 
-/// Merges each of `tensors` and hands it over.
+/// Stored bytes of inputs up to which they are read while the tensor before is merged.
+const READ_AHEAD: u64 = 32 << 20;
+
+/// Merges each of `tensors` and hands it over. Reading, merging and writing overlap.
 fn each<'a>(
     config: &MergeConfig,
     models: &Models,
     options: &MergeOptions,
-    tensors: impl Iterator<Item = &'a PlannedTensor>,
+    tensors: impl Iterator<Item = &'a PlannedTensor> + Clone + Send,
     done: &mut u64,
     mut write: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let total: u64 = models.tensors.iter().map(PlannedTensor::bytes).sum();
-    for tensor in tensors {
-        options.control.step(&tensor.name, *done, total)?;
-        let bytes = merge_tensor(config, models, tensor, options)
-            .map_err(|error| error.about(format!("tensor {}", tensor.name)))?;
-        write(&bytes)?;
-        *done += tensor.bytes();
-    }
+    let stored = |tensor: &PlannedTensor| -> u64 {
+        let bytes =
+            |source: &SourceTensor| models.sources[source.model].header().tensors[source.tensor].bytes;
+        tensor.sources.iter().map(bytes).sum()
+    };
+    // Nothing is kept in the channels: each stage is at most one tensor ahead of the next.
+    let (read, inputs) = sync_channel(0);
+    let (merged, outputs) = sync_channel(0);
+    let (to_read, to_merge) = (tensors.clone(), tensors.clone());
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for tensor in to_read {
+                let ahead = (stored(tensor) <= READ_AHEAD).then(|| read_inputs(models, tensor));
+                if read.send(ahead).is_err() {
+                    return;
+                }
+            }
+        });
+        scope.spawn(move || {
+            for (tensor, ahead) in to_merge.zip(inputs) {
+                let inputs = ahead.unwrap_or_else(|| read_inputs(models, tensor));
+                let bytes = inputs.and_then(|inputs| merge_tensor(config, models, tensor, inputs, options));
+                if merged.send(bytes).is_err() {
+                    return;
+                }
+            }
+        });
+        // Dropped with this scope's end, whatever it is, which ends the others.
+        let outputs = outputs;
+        for tensor in tensors {
+            options.control.step(&tensor.name, *done, total)?;
+            let bytes =
+                outputs.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "merging panicked")));
+            write(&bytes.map_err(|error| error.about(format!("tensor {}", tensor.name)))?)?;
+            *done += tensor.bytes();
+        }
+        Ok::<_, Error>(())
+    })?;
     if *done == total {
         options.control.step("", total, total)?;
     }
