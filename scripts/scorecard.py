@@ -169,7 +169,19 @@ def random_model(path, layers=LAYERS):
     meta = [text("general.architecture") + struct.pack("<I", 8) + text("llama")]
     meta += [u32("llama.block_count", layers), u32("llama.embedding_length", HIDDEN), u32("llama.context_length", 2048),
              u32("llama.feed_forward_length", FFN), u32("llama.attention.head_count", 32),
-             u32("llama.attention.head_count_kv", 4)]
+             u32("llama.attention.head_count_kv", 4),
+             text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5)]
+    # A vocabulary that knows bytes and nothing else, so that any text can be read.
+    def listed(key, kind, values):
+        return text(key) + struct.pack("<IIQ", 9, kind, len(values)) + b"".join(values)
+
+    names = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    names += [f"<{at}>" for at in range(len(names), VOCAB)]
+    meta += [text("tokenizer.ggml.model") + struct.pack("<I", 8) + text("llama"),
+             listed("tokenizer.ggml.tokens", 8, [text(name) for name in names]),
+             listed("tokenizer.ggml.scores", 6, [struct.pack("<f", 0)] * VOCAB),
+             listed("tokenizer.ggml.token_type", 5,
+                    [struct.pack("<i", kind) for kind in [2, 3, 3] + [6] * 256 + [1] * (VOCAB - 259)])]
     draw = random.Random(1)
     halves = b"".join(struct.pack("<e", draw.gauss(0, 0.02)) for _ in range(1 << 18)) * 16
     table, offset, sizes = b"", 0, []
@@ -235,17 +247,22 @@ def main():
             print(f"\nLine coverage of the tests: {100 * covered / coverable:.1f} %.")
         else:
             print("\nLine coverage: `make coverage` measures it.")
-        large, packed = os.path.join(scratch, "1b.gguf"), os.path.join(scratch, "1b")
+        large = os.path.join(scratch, "1b.gguf")
         random_model(large)
-        target = str(int(size(large) * 0.245))
-        mixed = orion(binary, "optimize", large, packed, "--type", "Q4_K_M", "--dry-run")
-        solved = orion(binary, "quantize", large, os.path.join(scratch, "1b-small.gguf"), "--target-size", target)
-        written = size(os.path.join(scratch, "1b-small.gguf"))
-        print("\n1.1 billion RANDOM weights in the shape of TinyLlama (GGUF; tiles of a shard set take 2 to 4 % more):\n")
-        print("| | MB | smaller | bits per weight |\n|---|---|---|---|")
-        for name, size_of, report in (("halves", size(large), None), ("Q4_K_M", mixed["tensor_bytes"], mixed), ("--target-size", written, solved)):
-            bits = f"{report['bits_per_weight']:.2f}" if report else "16.00"
-            print(f"| {name} | {size_of / 1e6:.0f} | {100 * (1 - size_of / size(large)):.1f} % | {bits} |")
+        verify = ("--verify", text, "--verify-chunks", "1", "--no-measure")
+        print("\n1.1 billion RANDOM weights in the shape of TinyLlama, as optimised shard sets:\n")
+        print("| | MB | smaller | bits per weight | perplexity | KL divergence |\n|---|---|---|---|---|---|")
+        before = None
+        for name, recipe in (("Q4_K_M", ("--type", "Q4_K_M")), ("--target-size", ("--target-size", str(int(size(large) * 0.24))))):
+            packed = os.path.join(scratch, "1b")
+            report = orion(binary, "optimize", large, packed, *recipe, *verify)
+            judged = report["verify"]
+            if before is None:
+                before = judged["perplexity_before"]
+                print(f"| halves | {size(large) / 1e6:.0f} | | 16.00 | {before:.1f} | |")
+            print(f"| {name} | {size(packed) / 1e6:.0f} | {report['smaller_percent']:.1f} % | {report['bits_per_weight']:.2f} "
+                  f"| {judged['perplexity_after']:.1f} | {judged['kl_divergence']:.4f} |")
+            shutil.rmtree(packed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
