@@ -253,7 +253,7 @@ def main():
         print("\n1.1 billion RANDOM weights in the shape of TinyLlama, as optimised shard sets:\n")
         print("| | MB | smaller | bits per weight | perplexity | KL divergence |\n|---|---|---|---|---|---|")
         before = None
-        for name, recipe in (("Q4_K_M", ("--type", "Q4_K_M")), ("--target-size", ("--target-size", str(int(size(large) * 0.24))))):
+        for name, recipe in (("Q4_K_M", ("--type", "Q4_K_M")), ("--target-size", ("--target-size", str(int(size(large) * 0.249))))):
             packed = os.path.join(scratch, "1b")
             report = orion(binary, "optimize", large, packed, *recipe, *verify)
             judged = report["verify"]

@@ -5,7 +5,7 @@ use orion_formats::gguf::{TensorSpec, file_bytes};
 
 use crate::mix::is_quantisable;
 use crate::quantize::{QuantizeOptions, convert};
-use crate::shard::rows_of;
+use crate::shard::{rows_of, stored_bytes};
 
 /// How large the output may be.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -13,6 +13,8 @@ use crate::shard::rows_of;
 pub enum Target {
     /// Bytes of the whole GGUF file.
     Bytes(u64),
+    /// Bytes of the whole shard set, packed for the kernels.
+    PackedBytes(u64),
     /// Bits per weight over all tensors.
     BitsPerWeight(f64),
 }
@@ -60,11 +62,12 @@ pub fn types_for(
         return Err(Error::invalid("the model is in safetensors; show it as GGUF first"));
     }
     let all: u64 = header.tensors.iter().map(|tensor| tensor.bytes).sum();
+    let packed = matches!(target, Target::PackedBytes(_));
     let mut choices = Vec::with_capacity(header.tensors.len());
     let mut done = 0;
     for (index, tensor) in header.tensors.iter().enumerate() {
         options.control.step(&tensor.name, done, all)?;
-        choices.push(measure(source, index, options)?);
+        choices.push(measure(source, index, packed, options)?);
         done += tensor.bytes;
     }
     let overhead = {
@@ -75,7 +78,7 @@ pub fn types_for(
     };
     let elements: u64 = header.tensors.iter().map(TensorInfo::elements).sum();
     let budget = match target {
-        Target::Bytes(bytes) => bytes.saturating_sub(overhead),
+        Target::Bytes(bytes) | Target::PackedBytes(bytes) => bytes.saturating_sub(overhead),
         Target::BitsPerWeight(bits) if bits.is_finite() && bits > 0.0 => {
             (bits * elements as f64 / 8.0) as u64
         }
@@ -89,9 +92,19 @@ pub fn types_for(
 }
 
 /// The ways to store a tensor, smaller first, each better than the one before.
-fn measure(source: &dyn WeightSource, index: usize, options: &QuantizeOptions) -> Result<Vec<Choice>> {
+fn measure(
+    source: &dyn WeightSource,
+    index: usize,
+    packed: bool,
+    options: &QuantizeOptions,
+) -> Result<Vec<Choice>> {
     let tensor = &source.header().tensors[index];
-    let own = Choice { ty: tensor.ty, bytes: tensor.bytes, error: 0.0 };
+    let stored = |ty: TensorType| {
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        ty.bytes_of(columns)?;
+        stored_bytes(&TensorInfo { ty, ..tensor.clone() }, packed).ok()
+    };
+    let own = Choice { ty: tensor.ty, bytes: stored(tensor.ty).unwrap_or(tensor.bytes), error: 0.0 };
     let pinned =
         options.overrides.iter().find(|(pattern, _)| pattern.is_match(&tensor.name)).map(|(_, ty)| *ty);
     if !is_quantisable(tensor) || (tensor.ty.is_quantised() && !options.allow_requantize) {
@@ -112,8 +125,8 @@ fn measure(source: &dyn WeightSource, index: usize, options: &QuantizeOptions) -
     let imatrix = options.imatrix.of(&tensor.name).filter(|_| stacks == 1);
     let mut choices: Vec<Choice> = Vec::new();
     for ty in CANDIDATES.into_iter().filter(|ty| pinned.is_none_or(|pinned| pinned == *ty)) {
-        let Some(bytes) = ty.bytes_of(columns).and_then(|row| row.checked_mul(rows as u64)) else { continue };
-        if bytes >= tensor.bytes && ty != tensor.ty && pinned.is_none() {
+        let Some(bytes) = stored(ty) else { continue };
+        if bytes >= own.bytes && ty != tensor.ty && pinned.is_none() {
             continue;
         }
         let error = if ty == tensor.ty {

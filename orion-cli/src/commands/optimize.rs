@@ -2,7 +2,7 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use orion::pipeline::{ShardOptions, ShardSize, as_gguf, optimize, plan_optimize};
+use orion::pipeline::{ShardOptions, ShardSize, Target, as_gguf, optimize, plan_optimize};
 use orion::{Error, Result};
 use serde_json::json;
 
@@ -49,7 +49,7 @@ impl Optimize {
         let source = as_gguf(orion::loader::open(&self.input)?)?;
         refuse_same(&self.input, &self.output)?;
         self.work.refuse_existing(&self.output)?;
-        let options = self.recipe.options(&*source, &self.work)?;
+        let options = self.recipe.options(&*source, &self.work, Target::PackedBytes)?;
         let cut = self.shards.map_or(ShardSize::Bytes(self.max_shard_size), ShardSize::Count);
         let mut sharding = ShardOptions::new(cut);
         sharding.pack = true;

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use orion::Result;
-use orion::pipeline::{as_gguf, plan_quantize, quantize};
+use orion::pipeline::{Target, as_gguf, plan_quantize, quantize};
 
 use super::recipe::{RecipeArgs, report_json, report_text};
 use super::verify::VerifyArgs;
@@ -30,7 +30,7 @@ impl Quantize {
         let source = as_gguf(orion::loader::open(&self.input)?)?;
         refuse_same(&self.input, &self.output)?;
         self.work.refuse_existing(&self.output)?;
-        let options = self.recipe.options(&*source, &self.work)?;
+        let options = self.recipe.options(&*source, &self.work, Target::Bytes)?;
         let (report, verdict) = if self.work.dry_run {
             (plan_quantize(&*source, &options)?, None)
         } else {

@@ -20,7 +20,7 @@ pub(crate) struct RecipeArgs {
     /// A good choice for this model: q4, q3 or q2
     #[arg(long, value_name = "LEVEL")]
     level: Option<String>,
-    /// The types with the least error that make a file of this size, as 512MB
+    /// The types with the least error that make an output of this size, as 512MB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     target_size: Option<NonZero<u64>>,
     /// The same for so many bits per weight
@@ -38,7 +38,13 @@ pub(crate) struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    pub(crate) fn options(&self, source: &dyn WeightSource, work: &WorkArgs) -> Result<QuantizeOptions> {
+    /// `of_size` says what a size is the size of.
+    pub(crate) fn options(
+        &self,
+        source: &dyn WeightSource,
+        work: &WorkArgs,
+        of_size: fn(u64) -> Target,
+    ) -> Result<QuantizeOptions> {
         let tensors = &source.header().tensors;
         let file_type = match (&self.r#type, &self.level) {
             (Some(name), _) => FileType::from_name(name)?,
@@ -61,7 +67,7 @@ impl RecipeArgs {
             options.threads = threads;
         }
         options.control = work.control()?;
-        let target = self.target_size.map(|bytes| Target::Bytes(bytes.get()));
+        let target = self.target_size.map(|bytes| of_size(bytes.get()));
         if let Some(target) = target.or(self.target_bpw.map(Target::BitsPerWeight)) {
             options.recipe = Recipe::Types(types_for(source, target, &options)?);
         }

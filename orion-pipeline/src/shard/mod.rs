@@ -13,6 +13,7 @@ use orion_core::{Error, ModelFormat, Result, TensorBytes, WeightSource};
 use orion_kernels::row_major;
 
 use crate::control::Control;
+pub(crate) use orion::stored_bytes;
 pub use plan::ShardSize;
 pub(crate) use plan::{Stage, cut_as_hugging_face};
 pub(crate) use safetensors::{INDEX, file_metadata, spec};
@@ -154,7 +155,7 @@ fn planned(source: &dyn WeightSource, options: &ShardOptions) -> Result<Vec<Plan
     let (order, sizes): (Vec<usize>, Vec<u64>) = match options.format {
         ShardFormat::Orion => {
             let order = plan::order_of_need(tensors);
-            let sizes = order.iter().map(|&index| orion::stored_bytes(&tensors[index], options.pack));
+            let sizes = order.iter().map(|&index| stored_bytes(&tensors[index], options.pack));
             let sizes = sizes.collect::<Result<_>>()?;
             (order, sizes)
         }

@@ -37,7 +37,7 @@ fn is_packed(tensor: &TensorInfo, pack: bool) -> bool {
 }
 
 /// Bytes that a tensor takes in a shard.
-pub(super) fn stored_bytes(tensor: &TensorInfo, pack: bool) -> Result<u64> {
+pub(crate) fn stored_bytes(tensor: &TensorInfo, pack: bool) -> Result<u64> {
     if !is_packed(tensor, pack) {
         return bytes_of(tensor);
     }
