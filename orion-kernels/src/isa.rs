@@ -24,6 +24,38 @@ impl Avx2 {
     }
 }
 
+/// Proof that the CPU also has AVX-512 F, BW and VNNI, and that they compute what they should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Avx512Vnni(Avx2);
+
+/// Proof that the CPU also has AVX-VNNI, and that it computes what it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AvxVnni(Avx2);
+
+/// Declares how a token for more than AVX2 is had: the features, then one product of every type beside the reference, once
+/// per process. What a CPU, a hypervisor or an emulator gets wrong costs speed then, and no wrong answer.
+macro_rules! verified {
+    ($name:ident, $($feature:tt),+) => {
+        impl $name {
+            /// The token, if this CPU has the instructions, the operating system saves their registers, and products are right.
+            #[must_use]
+            pub fn detect() -> Option<Self> {
+                static FOUND: OnceLock<Option<$name>> = OnceLock::new();
+                *FOUND.get_or_init(|| {
+                    #[cfg(target_arch = "x86_64")]
+                    if $(is_x86_feature_detected!($feature))&&+ {
+                        let candidate = Self(Avx2::detect()?);
+                        return crate::linear::agrees_with_reference(Isa::$name(candidate), 256).then_some(candidate);
+                    }
+                    None
+                })
+            }
+        }
+    };
+}
+verified!(Avx512Vnni, "avx512f", "avx512bw", "avx512vnni");
+verified!(AvxVnni, "avxvnni");
+
 /// An instruction set with kernels of its own. Every set computes the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -32,18 +64,42 @@ pub enum Isa {
     Scalar,
     /// 256-bit vectors with FMA and half-precision conversion.
     Avx2(Avx2),
+    /// AVX2, and the integer product in pairs of 256-bit vectors with VNNI.
+    AvxVnni(AvxVnni),
+    /// AVX2, and the integer product in 512-bit vectors with VNNI.
+    Avx512Vnni(Avx512Vnni),
+    /// The VNNI product with AVX2's instructions.
+    #[cfg(test)]
+    Imitated(Avx2),
 }
 
+/// The names [`Isa::from_name`] takes, the slowest first.
+const NAMES: [&str; 4] = ["scalar", "avx2", "avxvnni", "avx512vnni"];
+
 impl Isa {
+    /// The token for AVX2, if this set holds it.
+    pub(crate) fn avx2(self) -> Option<Avx2> {
+        match self {
+            Self::Scalar => None,
+            Self::Avx2(avx2) | Self::AvxVnni(AvxVnni(avx2)) | Self::Avx512Vnni(Avx512Vnni(avx2)) => {
+                Some(avx2)
+            }
+            #[cfg(test)]
+            Self::Imitated(avx2) => Some(avx2),
+        }
+    }
+
     /// Every set this CPU can run, the slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::Scalar];
         all.extend(Avx2::detect().map(Self::Avx2));
+        all.extend(AvxVnni::detect().map(Self::AvxVnni));
+        all.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
         all
     }
 
-    /// The set in use: what the variable `ORION_ISA` names (`scalar`, `avx2`), else the best one available.
+    /// The set in use: what the variable `ORION_ISA` names (`scalar`, `avx2`, `avxvnni`, `avx512vnni`), else the best one available.
     /// Read once per process.
     ///
     /// # Errors
@@ -62,7 +118,7 @@ impl Isa {
     /// The fastest set of this CPU.
     #[must_use]
     pub fn best() -> Self {
-        Avx2::detect().map_or(Self::Scalar, Self::Avx2)
+        Self::available().last().copied().unwrap_or(Self::Scalar)
     }
 
     /// The set of that name, in any case.
@@ -70,22 +126,27 @@ impl Isa {
     /// # Errors
     /// [`Unsupported`](orion_core::ErrorKind::Unsupported) if there is no such set or this CPU lacks it.
     pub fn from_name(name: &str) -> Result<Self> {
-        match name.to_ascii_lowercase().as_str() {
-            "scalar" => Ok(Self::Scalar),
-            "avx2" => Avx2::detect().map(Self::Avx2).ok_or_else(|| {
-                Error::unsupported("this CPU has no AVX2 with FMA and F16C").about("ORION_ISA=avx2")
-            }),
-            _ => Err(Error::unsupported(format!("unknown instruction set {name:?}; known: scalar, avx2"))
-                .about("ORION_ISA")),
+        let name = name.to_ascii_lowercase();
+        if !NAMES.contains(&&*name) {
+            let known = NAMES.join(", ");
+            return Err(Error::unsupported(format!("unknown instruction set {name:?}; known: {known}"))
+                .about("ORION_ISA"));
         }
+        Self::available().into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
+            Error::unsupported("this CPU has not its instructions").about(format!("ORION_ISA={name}"))
+        })
     }
 
     /// The name `ORION_ISA` takes.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Scalar => "scalar",
-            Self::Avx2(_) => "avx2",
+            Self::Scalar => NAMES[0],
+            Self::Avx2(_) => NAMES[1],
+            Self::AvxVnni(_) => NAMES[2],
+            Self::Avx512Vnni(_) => NAMES[3],
+            #[cfg(test)]
+            Self::Imitated(_) => "imitated",
         }
     }
 }

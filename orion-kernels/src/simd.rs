@@ -309,10 +309,10 @@ pub(crate) trait Kernel {
 /// Runs a kernel on an instruction set.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    match isa {
-        Isa::Scalar => kernel.run::<Plain8>(),
+    match isa.avx2() {
+        None => kernel.run::<Plain8>(),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(_) => {
+        Some(_) => {
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
                 kernel.run::<avx2::Avx8>()
@@ -321,7 +321,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
             unsafe { with_avx2(kernel) }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2(_) => kernel.run::<Plain8>(),
+        Some(_) => kernel.run::<Plain8>(),
     }
 }
 

@@ -13,14 +13,14 @@ pub(super) const IQ4_LEVELS: [i8; 16] =
 
 /// Decodes `bytes`, whose length the caller has checked against `out`.
 pub(super) fn decode(isa: Isa, ty: TensorType, bytes: &[u8], out: &mut [f32]) {
-    match isa {
-        Isa::Scalar => blocks(ty, bytes, out),
+    match isa.avx2() {
+        None => blocks(ty, bytes, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx2` value exists only where the processor has AVX2 and F16C.
         #[allow(unsafe_code)]
-        Isa::Avx2(_) => unsafe { blocks_avx2(ty, bytes, out) },
+        Some(_) => unsafe { blocks_avx2(ty, bytes, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2(_) => blocks(ty, bytes, out),
+        Some(_) => blocks(ty, bytes, out),
     }
 }
 

@@ -12,6 +12,8 @@ mod avx2_direct;
 mod float;
 mod kind;
 mod plain;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use orion_core::TensorType;
 
@@ -46,7 +48,7 @@ pub(crate) unsafe fn tile_product(
 ) {
     assert!(out.len() >= rows * TILE_ROWS, "room for the tile's results");
     #[cfg(target_arch = "x86_64")]
-    if let (1..=2, Isa::Avx2(_), Rows::Quantised(view)) = (rows, isa, input) {
+    if let (1..=2, Some(_), Rows::Quantised(view)) = (rows, isa.avx2(), input) {
         let (ty, bytes, cols) = (matrix.ty(), matrix.tile(tile), matrix.cols());
         // SAFETY: by this function's contract, and the token proves the instructions.
         unsafe { avx2_direct::product(ty, bytes, cols, view, rows, out.as_mut_ptr()) };
@@ -61,15 +63,19 @@ pub(crate) unsafe fn tile_product(
         match input {
             // SAFETY: by this function's contract; the panel has just been filled with `cols` columns.
             Rows::Float(first, stride) => unsafe { float::sweep(isa, part, first, stride) },
-            Rows::Quantised(view) => match isa {
-                // SAFETY: as above.
-                Isa::Scalar => unsafe { plain::sweep(&part, view) },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: as above, and the token proves the instructions.
-                Isa::Avx2(_) => unsafe { avx2::sweep(&part, view) },
-                #[cfg(not(target_arch = "x86_64"))]
-                // SAFETY: as above.
-                Isa::Avx2(_) => unsafe { plain::sweep(&part, view) },
+            // SAFETY: as above, and the tokens prove the instructions.
+            Rows::Quantised(view) => unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2(_) => avx2::sweep(&part, view),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::AvxVnni(_) => vnni::sweep_256(&part, view),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512Vnni(_) => vnni::sweep_512(&part, view),
+                    #[cfg(all(test, target_arch = "x86_64"))]
+                    Isa::Imitated(_) => vnni::sweep_imitated(&part, view),
+                    _ => plain::sweep(&part, view),
+                }
             },
         }
     }
@@ -86,22 +92,24 @@ struct Part<'a> {
     out: *mut f32,
 }
 
-/// Calls `$sweep::<Kind>` for a runtime type.
+/// Calls `$sweep::<Kind>` for a runtime type, with one more parameter if there is one.
 macro_rules! for_kind {
-    ($ty:expr, $sweep:ident ( $($arg:expr),* )) => {
+    ($ty:expr, $sweep:ident ( $($arg:expr),* ) $(, $more:ty)?) => {
         match $ty {
-            TensorType::Q4_0 => $sweep::<kind::Q4_0>($($arg),*),
-            TensorType::Q4_1 => $sweep::<kind::Q4_1>($($arg),*),
-            TensorType::Q5_0 => $sweep::<kind::Q5_0>($($arg),*),
-            TensorType::Q5_1 => $sweep::<kind::Q5_1>($($arg),*),
-            TensorType::Q8_0 => $sweep::<kind::Q8_0>($($arg),*),
-            TensorType::Q2K => $sweep::<kind::Q2K>($($arg),*),
-            TensorType::Q3K => $sweep::<kind::Q3K>($($arg),*),
-            TensorType::Q4K => $sweep::<kind::Q4K>($($arg),*),
-            TensorType::Q5K => $sweep::<kind::Q5K>($($arg),*),
-            TensorType::Q6K => $sweep::<kind::Q6K>($($arg),*),
+            TensorType::Q4_0 => for_kind!(@ $sweep, kind::Q4_0, [$($more)?], $($arg),*),
+            TensorType::Q4_1 => for_kind!(@ $sweep, kind::Q4_1, [$($more)?], $($arg),*),
+            TensorType::Q5_0 => for_kind!(@ $sweep, kind::Q5_0, [$($more)?], $($arg),*),
+            TensorType::Q5_1 => for_kind!(@ $sweep, kind::Q5_1, [$($more)?], $($arg),*),
+            TensorType::Q8_0 => for_kind!(@ $sweep, kind::Q8_0, [$($more)?], $($arg),*),
+            TensorType::Q2K => for_kind!(@ $sweep, kind::Q2K, [$($more)?], $($arg),*),
+            TensorType::Q3K => for_kind!(@ $sweep, kind::Q3K, [$($more)?], $($arg),*),
+            TensorType::Q4K => for_kind!(@ $sweep, kind::Q4K, [$($more)?], $($arg),*),
+            TensorType::Q5K => for_kind!(@ $sweep, kind::Q5K, [$($more)?], $($arg),*),
+            TensorType::Q6K => for_kind!(@ $sweep, kind::Q6K, [$($more)?], $($arg),*),
             other => unreachable!("{other} has no integer product"),
         }
     };
+    (@ $sweep:ident, $kind:ty, [], $($arg:expr),*) => { $sweep::<$kind>($($arg),*) };
+    (@ $sweep:ident, $kind:ty, [$more:ty], $($arg:expr),*) => { $sweep::<$kind, $more>($($arg),*) };
 }
 use for_kind;

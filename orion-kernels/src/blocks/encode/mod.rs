@@ -37,14 +37,14 @@ impl<'a> Rows<'a> {
 
 /// Encodes into `out`, which has the right length. Scales that overflow half precision come out infinite or NaN.
 pub(super) fn encode(isa: Isa, ty: TensorType, rows: Rows<'_>, out: &mut [u8]) {
-    match isa {
-        Isa::Scalar => blocks(Portable, ty, rows, out),
+    match isa.avx2() {
+        None => blocks(Portable, ty, rows, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Avx2` value exists only where the processor has AVX2 and F16C.
         #[allow(unsafe_code)]
-        Isa::Avx2(avx2) => unsafe { blocks_avx2(avx2, ty, rows, out) },
+        Some(avx2) => unsafe { blocks_avx2(avx2, ty, rows, out) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2(_) => blocks(Portable, ty, rows, out),
+        Some(_) => blocks(Portable, ty, rows, out),
     }
 }
 
