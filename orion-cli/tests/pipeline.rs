@@ -269,6 +269,8 @@ fn what_does_not_fit_on_the_disk_leaves_nothing() {
     let (directory, model) = (scratch("full"), smollm2());
     let copy = scratch("full-copy").join("model.gguf");
     std::fs::copy(&model, &copy).unwrap();
+    let halves = scratch("full-halves").join("hf");
+    succeeds(&["convert", text(&model), text(&halves)]);
     let (model, out) = (text(&model), directory.join("out"));
     let out = text(&out);
     let requantize = ["--type", "Q8_0", "--allow-requantize"];
@@ -276,6 +278,7 @@ fn what_does_not_fit_on_the_disk_leaves_nothing() {
         [&["quantize", model, out][..], &requantize].concat(),
         [&["optimize", model, out][..], &requantize].concat(),
         vec!["shard", model, out, "--shards", "3"],
+        vec!["shard", text(&halves), out, "--shards", "3", "--format", "safetensors"],
         vec!["shard", model, out, "--shards", "3", "--format", "gguf"],
         vec!["convert", model, out],
         vec!["merge", out, "--models", model, text(&copy), "--ratios", "0.5", "0.5"],

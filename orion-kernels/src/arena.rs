@@ -15,9 +15,9 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Bytes taken from the system at a time. What is not written to costs addresses and no memory.
 const REGION: usize = 32 << 20;
 
-/// Hands out zeroed memory of the same regions; they go back to the system with the last buffer in them. Cloning shares.
-#[derive(Clone, Default)]
-pub struct Arena(Arc<Mutex<Vec<Filling>>>);
+/// Hands out zeroed memory of the same regions; they go back to the system with the last buffer in them.
+#[derive(Default)]
+pub struct Arena(Mutex<Vec<Filling>>);
 
 /// A region and the bytes of it that are handed out.
 struct Filling {

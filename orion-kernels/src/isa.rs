@@ -45,7 +45,8 @@ macro_rules! verified {
                     #[cfg(target_arch = "x86_64")]
                     if $(is_x86_feature_detected!($feature))&&+ {
                         let candidate = Self(Avx2::detect()?);
-                        return crate::linear::agrees_with_reference(Isa::$name(candidate), 256).then_some(candidate);
+                        return crate::gemm::vnni::agrees_with_reference(Isa::$name(candidate), 256)
+                            .then_some(candidate);
                     }
                     None
                 })
@@ -118,7 +119,12 @@ impl Isa {
     /// The fastest set of this CPU.
     #[must_use]
     pub fn best() -> Self {
-        Self::available().last().copied().unwrap_or(Self::Scalar)
+        // One after the other: what is not needed is not tried out.
+        Avx512Vnni::detect()
+            .map(Self::Avx512Vnni)
+            .or_else(|| AvxVnni::detect().map(Self::AvxVnni))
+            .or_else(|| Avx2::detect().map(Self::Avx2))
+            .unwrap_or(Self::Scalar)
     }
 
     /// The set of that name, in any case.

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use orion_core::{Error, Result, TensorType};
+use orion_core::{Error, Result};
 
 use crate::activations::{ActKind, QuantRows};
 use crate::aligned::AlignedBuf;
@@ -54,48 +54,6 @@ impl In {
         self.0
     }
 }
-
-/// Whether an instruction set gives the reference's bits for a small product of every type, with `k` columns.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no set needs it there"))]
-pub(crate) fn agrees_with_reference(isa: Isa, k: usize) -> bool {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    let mut agree = |ty: TensorType| -> Result<bool> {
-        // Rows for every branch by number.
-        let (rows, n) = (15, TILE_ROWS);
-        // Halves with these bits clear are finite, and so are all scales.
-        let bytes: Vec<u8> = (0..n * k / ty.block_len() * ty.block_bytes()).map(|_| next() & 0xbb).collect();
-        let pool = ComputePool::new(1)?;
-        let matrix = PackedMatrix::pack(&pool, ty, n, k, &bytes)?;
-        let input: Vec<f32> = (0..rows * k).map(|_| f32::from(next()) / 64.0 - 2.0).collect();
-        let mut scratch = LinearScratch::new(&pool, rows, k);
-        let mut product = |isa| -> Result<Vec<u32>> {
-            let mut out = vec![0.0; rows * n];
-            linear(&pool, isa, &matrix, &input, &mut scratch, &mut out)?;
-            Ok(out.into_iter().map(f32::to_bits).collect())
-        };
-        Ok(product(isa)? == product(Isa::Scalar)?)
-    };
-    INTEGER.into_iter().all(|ty| agree(ty).unwrap_or(false))
-}
-
-/// Types with an integer product.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no set needs it there"))]
-const INTEGER: [TensorType; 10] = [
-    TensorType::Q4_0,
-    TensorType::Q4_1,
-    TensorType::Q5_0,
-    TensorType::Q5_1,
-    TensorType::Q8_0,
-    TensorType::Q2K,
-    TensorType::Q3K,
-    TensorType::Q4K,
-    TensorType::Q5K,
-    TensorType::Q6K,
-];
 
 /// `out[i] = weights · input[i]` for every row; `input` is `[rows, weights.cols()]`, `out` `[rows, weights.rows()]`.
 ///
@@ -156,21 +114,4 @@ pub fn linear(
             }
         });
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The VNNI kernels' source on AVX2: all but the one instruction is what runs on CPUs that have it.
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn the_vnni_product_gives_the_bits_of_the_reference() {
-        let Some(avx2) = crate::isa::Avx2::detect() else { return };
-        // Less than a panel, and more than one.
-        for columns in [256, 1024 + 512] {
-            assert!(agrees_with_reference(Isa::Imitated(avx2), columns));
-            assert!(agrees_with_reference(Isa::Avx2(avx2), columns));
-        }
-    }
 }

@@ -13,7 +13,7 @@ mod float;
 mod kind;
 mod plain;
 #[cfg(target_arch = "x86_64")]
-mod vnni;
+pub(crate) mod vnni;
 
 use orion_core::TensorType;
 

@@ -8,12 +8,15 @@
 
 use std::arch::x86_64::*;
 
-use orion_core::TensorType;
+use orion_core::{Result, TensorType};
 
 use super::kind::{self, Kind};
 use super::{Part, for_kind};
 use crate::activations::QuantView;
-use crate::tiles::TILE_ROWS;
+use crate::isa::Isa;
+use crate::linear::{LinearScratch, linear};
+use crate::pool::ComputePool;
+use crate::tiles::{PackedMatrix, TILE_ROWS};
 
 /// Sixteen lanes.
 ///
@@ -408,6 +411,50 @@ unsafe fn product<K: Kind, V: Lanes16, const M: usize>(part: &Part<'_>, input: Q
         }
         for m in 0..M {
             V::store_float(total[m], out.add(m * TILE_ROWS));
+        }
+    }
+}
+
+/// Whether an instruction set gives the reference's bits for a small product of every quantised type, with `k` columns.
+/// Nothing in it may ask which set is the best one: that waits for this answer.
+pub(crate) fn agrees_with_reference(isa: Isa, k: usize) -> bool {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let mut agree = |ty: TensorType| -> Result<bool> {
+        // Rows for every branch by number.
+        let (rows, n) = (15, TILE_ROWS);
+        // Halves with these bits clear are finite, and so are all scales.
+        let bytes: Vec<u8> = (0..n * k / ty.block_len() * ty.block_bytes()).map(|_| next() & 0xbb).collect();
+        let pool = ComputePool::new(1)?;
+        let matrix = PackedMatrix::pack(&pool, ty, n, k, &bytes)?;
+        let input: Vec<f32> = (0..rows * k).map(|_| f32::from(next()) / 64.0 - 2.0).collect();
+        let mut scratch = LinearScratch::new(&pool, rows, k);
+        let mut product = |isa| -> Result<Vec<u32>> {
+            let mut out = vec![0.0; rows * n];
+            linear(&pool, isa, &matrix, &input, &mut scratch, &mut out)?;
+            Ok(out.into_iter().map(f32::to_bits).collect())
+        };
+        Ok(product(isa)? == product(Isa::Scalar)?)
+    };
+    let mut quantised = TensorType::ALL.iter().filter(|ty| PackedMatrix::supports(**ty) && ty.is_quantised());
+    quantised.all(|&ty| agree(ty).unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The VNNI kernels' source on AVX2: all but the one instruction is what runs on CPUs that have it.
+    #[test]
+    fn the_vnni_product_gives_the_bits_of_the_reference() {
+        let Some(avx2) = crate::isa::Avx2::detect() else { return };
+        // Less than a panel, and more than one.
+        for columns in [256, 1024 + 512] {
+            assert!(agrees_with_reference(Isa::Imitated(avx2), columns));
+            assert!(agrees_with_reference(Isa::Avx2(avx2), columns));
         }
     }
 }
