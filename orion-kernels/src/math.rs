@@ -215,18 +215,92 @@ impl Kernel for RmsNorm {
 ///
 /// # Panics
 /// If the lengths differ.
-#[allow(clippy::cast_precision_loss, reason = "row lengths are far below 2^24")]
-pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-    assert!(x.len() == weight.len() && x.len() == bias.len() && x.len() == out.len(), "rows of one length");
-    let sum = |f: &dyn Fn(f32) -> f32| {
-        let mut lanes = [0.0f32; 8];
-        x.iter().enumerate().for_each(|(i, &v)| lanes[i % 8] += f(v));
-        lanes.iter().sum::<f32>() / x.len() as f32
-    };
-    let mean = sum(&|v| v);
-    let inverse = 1.0 / (sum(&|v| (v - mean) * (v - mean)) + eps).sqrt();
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = ((x[i] - mean) * inverse).mul_add(weight[i], bias[i]);
+pub fn layer_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let len = x.len();
+    assert!(len == weight.len() && len == bias.len() && len == out.len(), "rows of one length");
+    let (weight, bias) = (weight.as_ptr(), bias.as_ptr());
+    dispatch(isa, LayerNormRow { x: x.as_ptr(), weight, bias, eps, out: out.as_mut_ptr(), len });
+}
+
+/// Pointers, so that a row can be normalised in place.
+pub(crate) struct LayerNormRow {
+    pub(crate) x: *const f32,
+    pub(crate) weight: *const f32,
+    pub(crate) bias: *const f32,
+    pub(crate) eps: f32,
+    pub(crate) out: *mut f32,
+    pub(crate) len: usize,
+}
+
+impl Kernel for LayerNormRow {
+    type Output = ();
+
+    #[inline(always)]
+    #[allow(clippy::cast_precision_loss, reason = "row lengths are far below 2^24")]
+    fn run<L: Lanes>(self) {
+        let Self { x, weight, bias, eps, out, len } = self;
+        // SAFETY: whoever builds the value vouches for `len` values behind each pointer.
+        unsafe {
+            let mut sums = [L::splat(0.0); 2];
+            let mut tail = 0.0f32;
+            eights!(
+                len,
+                |i: usize| sums[i / 8 % 2] = sums[i / 8 % 2].add(L::load(x.add(i))),
+                |from: usize| (from..len).for_each(|i| tail += *x.add(i))
+            );
+            let mean = (sums[0].add(sums[1]).sum() + tail) / len as f32;
+            let mut squares = [L::splat(0.0); 2];
+            let mut tail = 0.0f32;
+            eights!(
+                len,
+                |i: usize| {
+                    let v = L::load(x.add(i)).sub(L::splat(mean));
+                    squares[i / 8 % 2] = v.fma(v, squares[i / 8 % 2]);
+                },
+                |from: usize| {
+                    for i in from..len {
+                        tail = (*x.add(i) - mean).mul_add(*x.add(i) - mean, tail);
+                    }
+                }
+            );
+            let variance = (squares[0].add(squares[1]).sum() + tail) / len as f32;
+            let inverse = 1.0 / (variance + eps).sqrt();
+            eights!(
+                len,
+                |i: usize| {
+                    let v = L::load(x.add(i)).sub(L::splat(mean)).mul(L::splat(inverse));
+                    v.fma(L::load(weight.add(i)), L::load(bias.add(i))).store(out.add(i));
+                },
+                |from: usize| {
+                    for i in from..len {
+                        *out.add(i) = ((*x.add(i) - mean) * inverse).mul_add(*weight.add(i), *bias.add(i));
+                    }
+                }
+            );
+        }
+    }
+}
+
+/// `to += x`.
+pub(crate) struct Sum {
+    pub(crate) x: *const f32,
+    pub(crate) to: *mut f32,
+    pub(crate) len: usize,
+}
+
+impl Kernel for Sum {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let full = self.len / 8 * 8;
+        // SAFETY: whoever builds the value vouches for `len` values on both sides.
+        unsafe {
+            for i in (0..full).step_by(8) {
+                L::load(self.x.add(i)).add(L::load(self.to.add(i))).store(self.to.add(i));
+            }
+            (full..self.len).for_each(|i| *self.to.add(i) += *self.x.add(i));
+        }
     }
 }
 
@@ -439,7 +513,12 @@ mod tests {
                 prop_assert_eq!(&out, &first);
             }
             let mut layer = vec![0.0; x.len()];
-            layer_norm(&x, &weight, &weight, 1e-5, &mut layer);
+            layer_norm(Isa::Scalar, &x, &weight, &weight, 1e-5, &mut layer);
+            for isa in Isa::available() {
+                let mut out = vec![0.0; x.len()];
+                layer_norm(isa, &x, &weight, &weight, 1e-5, &mut out);
+                prop_assert_eq!(&out, &layer);
+            }
             for i in 0..x.len() {
                 let (v, w) = (f64::from(x[i]), f64::from(weight[i]));
                 prop_assert!((f64::from(first[i]) - v / (square + 1e-6).sqrt() * w).abs() < 1e-4);

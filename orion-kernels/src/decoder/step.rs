@@ -12,9 +12,9 @@ use super::workspace::{Local, MAX_ROPES, REPLICATED_ROWS, Segment, Stages, Works
 use crate::activations::{ActKind, QuantView};
 use crate::gemm::{Rows, tile_product};
 use crate::isa::Isa;
-use crate::math::{RmsNorm, activate_rows, soft_cap};
+use crate::math::{RmsNorm, Sum, activate_rows, soft_cap};
 use crate::pool::Region;
-use crate::simd::{Kernel, Lanes, dispatch};
+use crate::simd::dispatch;
 use crate::tiles::{PackedMatrix, TILE_ROWS};
 
 impl Workspace {
@@ -533,27 +533,4 @@ unsafe fn copy(values: &[f32], to: *mut f32) {
 unsafe fn add(values: &[f32], to: *mut f32) {
     // SAFETY: the caller vouches for the target.
     values.iter().enumerate().for_each(|(i, value)| unsafe { *to.add(i) += value });
-}
-
-/// `to += x`.
-struct Sum {
-    x: *const f32,
-    to: *mut f32,
-    len: usize,
-}
-
-impl Kernel for Sum {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let full = self.len / 8 * 8;
-        // SAFETY: whoever builds the value vouches for `len` values on both sides.
-        unsafe {
-            for i in (0..full).step_by(8) {
-                L::load(self.x.add(i)).add(L::load(self.to.add(i))).store(self.to.add(i));
-            }
-            (full..self.len).for_each(|i| *self.to.add(i) += *self.x.add(i));
-        }
-    }
 }

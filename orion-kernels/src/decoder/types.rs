@@ -76,7 +76,7 @@ pub struct Projection {
 }
 
 impl Projection {
-    fn check(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
+    pub(crate) fn check(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
         let (r, c) = (self.matrix.rows(), self.matrix.cols());
         let bias = self.bias.as_ref().map_or(rows, Vec::len);
         if (r, c, bias) == (rows, cols, rows) {

@@ -4,34 +4,17 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 use orion_core::{Error, Result, TensorType, WeightSource};
+use orion_kernels::{ComputePool, EncoderBlock, LayerNorm, PackedMatrix, Projection, quantize};
 use sha2::{Digest as _, Sha256};
 
 use super::config::EncoderConfig;
-use super::linear::Linear;
-
-/// Scale and shift of a layer norm.
-pub(super) struct Norm {
-    pub(super) weight: Vec<f32>,
-    pub(super) bias: Vec<f32>,
-}
-
-/// One transformer layer.
-pub(super) struct Layer {
-    /// Query, key and value in one matrix: `[3 * hidden, hidden]`.
-    pub(super) qkv: Linear,
-    pub(super) attention_out: Linear,
-    pub(super) attention_norm: Norm,
-    pub(super) up: Linear,
-    pub(super) down: Linear,
-    pub(super) output_norm: Norm,
-}
 
 /// All weights.
 pub(super) struct BertWeights {
     pub(super) words: Vec<f32>,     // [vocabulary, hidden]
     pub(super) positions: Vec<f32>, // [positions, hidden], the embedding of token type 0 added
-    pub(super) embedding_norm: Norm,
-    pub(super) layers: Vec<Layer>,
+    pub(super) embedding_norm: LayerNorm,
+    pub(super) blocks: Vec<EncoderBlock>,
 }
 
 /// Reads tensors as f32 and remembers what it read.
@@ -101,8 +84,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn norm(&mut self, name: &str, hidden: usize) -> Result<Norm> {
-        Ok(Norm {
+    fn norm(&mut self, name: &str, hidden: usize) -> Result<LayerNorm> {
+        Ok(LayerNorm {
             weight: self.read(&format!("{name}.weight"), &[hidden])?,
             bias: self.read(&format!("{name}.bias"), &[hidden])?,
         })
@@ -152,13 +135,28 @@ pub(super) fn check(source: &dyn WeightSource, config: &EncoderConfig) -> Result
     expected(config).iter().try_for_each(|(name, shape)| reader.find(name, shape).map(drop))
 }
 
+/// A matrix, packed as the precision asks, and its bias.
+fn projection(pool: &ComputePool, ty: TensorType, weight: &[f32], bias: Vec<f32>) -> Result<Projection> {
+    let inputs = weight.len() / bias.len();
+    let block = ty.block_len();
+    if !inputs.is_multiple_of(block) {
+        let message = format!("int8 needs widths that are multiples of {block}, this one is {inputs}");
+        return Err(Error::unsupported(message).about("encoder"));
+    }
+    let mut bytes = Vec::new();
+    quantize(ty, weight, inputs, None, &mut bytes)?;
+    let matrix = PackedMatrix::pack(pool, ty, bias.len(), inputs, &bytes)?;
+    Ok(Projection { matrix, bias: Some(bias) })
+}
+
 impl BertWeights {
-    /// Reads every tensor the config calls for; `linear` makes a matrix of `(weight, bias, inputs)`. Returns the
-    /// weights and the digest of all bytes read.
+    /// Reads every tensor the config calls for; the matrices are kept as `ty`. Returns the weights and the digest of all
+    /// bytes read.
     pub(super) fn read(
         source: &dyn WeightSource,
         config: &EncoderConfig,
-        linear: &dyn Fn(Vec<f32>, Vec<f32>, usize) -> Result<Linear>,
+        pool: &ComputePool,
+        ty: TensorType,
     ) -> Result<(Self, orion_core::Digest)> {
         let mut reader = Reader::new(source);
         let hidden = config.hidden;
@@ -170,7 +168,7 @@ impl BertWeights {
             row.iter_mut().zip(&types).for_each(|(a, b)| *a += b);
         }
         let embedding_norm = reader.norm("embeddings.LayerNorm", hidden)?;
-        let mut layers = Vec::new();
+        let mut blocks = Vec::new();
         for at in 0..config.layers {
             let name = |part: &str| format!("encoder.layer.{at}.{part}");
             let (mut weight, mut bias) = (Vec::new(), Vec::new());
@@ -179,19 +177,19 @@ impl BertWeights {
                 weight.extend(w);
                 bias.extend(b);
             }
-            let qkv = linear(weight, bias, hidden)?;
+            let qkv = projection(pool, ty, &weight, bias)?;
             let mut dense = |part: &str, outputs: usize, inputs: usize| {
                 let (weight, bias) = reader.dense(&name(part), outputs, inputs)?;
-                linear(weight, bias, inputs)
+                projection(pool, ty, &weight, bias)
             };
             let attention_out = dense("attention.output.dense", hidden, hidden)?;
             let up = dense("intermediate.dense", config.ffn, hidden)?;
             let down = dense("output.dense", hidden, config.ffn)?;
             let attention_norm = reader.norm(&name("attention.output.LayerNorm"), hidden)?;
             let output_norm = reader.norm(&name("output.LayerNorm"), hidden)?;
-            layers.push(Layer { qkv, attention_out, attention_norm, up, down, output_norm });
+            blocks.push(EncoderBlock { qkv, attention_out, attention_norm, up, down, output_norm });
         }
         let digest = orion_core::Digest(reader.digest.finalize().into());
-        Ok((Self { words, positions, embedding_norm, layers }, digest))
+        Ok((Self { words, positions, embedding_norm, blocks }, digest))
     }
 }
