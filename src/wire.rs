@@ -115,60 +115,27 @@ pub(crate) fn runtime(
     Ok(Arc::new(Local { options, memory }))
 }
 
-/// The file that stands for a model: the one the loader is given.
-fn location(spec: &ModelSpec) -> Result<&str> {
-    let leads = |location: &str| {
-        let name = location.rsplit('/').next().unwrap_or(location).to_ascii_lowercase();
-        match name.as_str() {
-            name if name.ends_with(orion_loader::MANIFEST) => Some(0),
-            name if name.ends_with(".safetensors.index.json") => Some(1),
-            name if name.ends_with(".gguf") => Some(2),
-            name if name.ends_with(".safetensors") => Some(3),
-            name if name.ends_with(".json") => None,
-            _ => Some(4),
-        }
-    };
-    let ranked = spec.files.iter().filter_map(|file| Some((leads(&file.location)?, file)));
-    let first = ranked.min_by_key(|(rank, _)| *rank);
-    first.map(|(_, file)| file.location.as_str()).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, "the catalogue names no file of weights")
-            .about(format!("model {}", spec.id))
-    })
-}
-
 /// What is on this machine is opened where it is; the rest goes through the cache of downloads.
 pub(crate) fn sources() -> Sources {
     let loader: OnceLock<Loader> = OnceLock::new();
     Arc::new(move |spec| {
-        let location = location(spec)?;
-        let remote = location.contains("://");
-        if !remote {
-            check_sizes(spec)?;
-            return orion_loader::open(location);
-        }
-        let loader = match loader.get() {
-            Some(loader) => loader,
-            None => {
-                let fresh = Loader::new(LoaderOptions::new())?;
-                loader.get_or_init(|| fresh)
+        let loader = || -> Result<&Loader> {
+            match loader.get() {
+                Some(loader) => Ok(loader),
+                None => {
+                    let fresh = Loader::new(LoaderOptions::new())?;
+                    Ok(loader.get_or_init(|| fresh))
+                }
             }
         };
-        loader.open(location)
-    })
-}
-
-/// Files that are not as long as the catalogue says are not what it means.
-fn check_sizes(spec: &ModelSpec) -> Result<()> {
-    for file in &spec.files {
-        if let (Some(expected), Ok(metadata)) = (file.bytes, std::fs::metadata(&file.location))
-            && metadata.len() != expected
-        {
-            let found = metadata.len();
-            let message = format!("has {found} bytes, the catalogue says {expected}");
-            return Err(Error::corrupt(message).about(file.location.clone()));
+        if spec.files.iter().any(|file| file.location.contains("://")) {
+            return loader()?.open_files(&spec.files);
         }
-    }
-    Ok(())
+        // Without a place to note what was verified, it is verified every time.
+        let hashed = spec.files.iter().any(|file| file.digest.is_some());
+        let cache = if hashed { loader().ok().map(Loader::cache) } else { None };
+        orion_loader::open_files(&spec.files, cache)
+    })
 }
 
 type HealthOf = Arc<dyn Fn(&ModelId) -> Health + Send + Sync>;
@@ -278,20 +245,6 @@ pub(crate) fn router(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use orion_core::FileSpec;
-
-    #[test]
-    fn the_file_that_stands_for_a_model_is_the_one_with_weights() {
-        let of = |files: &[&str]| {
-            let files = files.iter().map(|file| FileSpec::new(*file)).collect();
-            location(&ModelSpec::new("m".into(), files)).map(str::to_owned)
-        };
-        assert_eq!(of(&["config.json", "m/model.safetensors"]).unwrap(), "m/model.safetensors");
-        let sharded = ["m-1.safetensors", "model.safetensors.index.json", "m-2.safetensors"];
-        assert_eq!(of(&sharded).unwrap(), "model.safetensors.index.json");
-        assert_eq!(of(&["hf://org/name"]).unwrap(), "hf://org/name");
-        assert_eq!(of(&["tokenizer.json"]).unwrap_err().kind(), ErrorKind::NotFound);
-    }
 
     #[test]
     fn a_list_of_models_needs_one_and_no_two_of_a_name() {

@@ -4,6 +4,7 @@
 mod arriving;
 mod cache;
 mod directory;
+mod expected;
 mod fetch;
 mod file;
 mod http;
@@ -26,6 +27,7 @@ mod transfer;
 mod window;
 
 pub use cache::{Blob, Cache, Verified};
+pub use expected::open_files;
 pub use file::FileSource;
 pub use loader::{Loader, Prefetch};
 pub use memory::MemorySource;

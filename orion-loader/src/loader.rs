@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use orion_core::{CancelToken, Error, ErrorKind, MetaValue, Result, WeightSource};
+use orion_core::{CancelToken, Error, ErrorKind, FileSpec, MetaValue, Result, WeightSource};
 use orion_formats::gguf::{self, GgufHeader, SplitName};
 use orion_formats::safetensors::{self, SafetensorsHeader};
 use orion_formats::{MANIFEST, Reason, ShardIndex, ShardSet};
@@ -12,6 +12,7 @@ use orion_formats::{MANIFEST, Reason, ShardIndex, ShardSet};
 use crate::arriving::Arriving;
 use crate::cache::Cache;
 use crate::directory::choose;
+use crate::expected::{self, leading};
 use crate::fetch::{Fetcher, Wanted};
 use crate::http::{Answer, Ask, Client, origin, parse, shown};
 use crate::hub::{HubLocation, Listing};
@@ -140,6 +141,23 @@ impl Loader {
             }
             Some(plan) => self.start(plan).map_err(|error| error.about(shown(location))),
         }
+    }
+
+    /// [`open`](Self::open), of a model of which a catalogue names the files. A file whose size or SHA-256 is known must have it;
+    /// those on this machine are hashed when they are opened for the first time and after every change.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Corrupt`](ErrorKind::Corrupt) if a file is another; [`NotFound`](ErrorKind::NotFound) if none
+    /// of the files holds weights.
+    pub fn open_files(&self, files: &[FileSpec]) -> Result<Arc<dyn WeightSource>> {
+        let location = &leading(files)?.location;
+        let Some(mut plan) = self.plan(location)? else {
+            expected::verify(files, Some(self.cache()))?;
+            return self.open(location);
+        };
+        expected::expect(&mut plan.weights, files);
+        plan.side_files.iter().try_for_each(|(name, bytes)| expected::check(name, bytes, files))?;
+        self.start(plan).map_err(|error| error.about(shown(location)))
     }
 
     /// Fetches all files of a model into the cache and returns where the weights are.

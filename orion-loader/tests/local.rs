@@ -6,11 +6,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use orion_core::{Error, ErrorKind, MetaValue, ModelFormat, TensorType, WeightSource};
+use orion_core::{Digest, Error, ErrorKind, FileSpec, MetaValue, ModelFormat, TensorType, WeightSource};
 use orion_formats::gguf::{GgufWriter, TensorSpec};
 use orion_formats::safetensors::{self, Dtype, SafetensorsWriter};
 use orion_formats::{LooksLike, Reason, ShardIndex};
-use orion_loader::{MemorySource, open};
+use orion_loader::{Cache, MemorySource, open, open_files};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 fn gguf(metadata: &[(&str, MetaValue)], tensors: &[(&str, u8)]) -> Vec<u8> {
@@ -263,4 +264,37 @@ fn memory_sources_check_what_they_are_given() {
         let error = source.tensor("a", shape, TensorType::Q8_0, vec![0; bytes]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
+}
+
+#[test]
+fn files_that_are_not_what_the_catalogue_says_are_refused() {
+    let directory = TempDir::new().unwrap();
+    let bytes = gguf(&[], &[("a", 1), ("b", 2)]);
+    write(&directory, &[("m.gguf", &bytes), ("tokenizer.json", b"{}")]);
+    let digest = |bytes: &[u8]| Some(Digest(Sha256::digest(bytes).into()));
+    let file = |name: &str, bytes: Option<u64>, digest: Option<Digest>| {
+        let mut file = FileSpec::new(directory.path().join(name).to_string_lossy());
+        (file.bytes, file.digest) = (bytes, digest);
+        file
+    };
+    let weights = || file("m.gguf", Some(bytes.len() as u64), digest(&bytes));
+    let cache = Cache::open(directory.path().join("cache")).unwrap();
+    for cache in [None, Some(&cache), Some(&cache)] {
+        open_files(&[file("tokenizer.json", None, digest(b"{}")), weights()], cache).unwrap();
+        for wrong in [
+            file("tokenizer.json", None, digest(b"[]")),
+            file("tokenizer.json", Some(3), None),
+            file("m.gguf", None, digest(b"")),
+        ] {
+            let error = open_files(&[wrong.clone(), weights()], cache).map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains(&wrong.location), "{error}");
+        }
+    }
+    // What was noted of a file does not outlive it.
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    write(&directory, &[("m.gguf", &flipped)]);
+    assert_eq!(open_files(&[weights()], Some(&cache)).map(drop).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(open_files(&[], None).map(drop).unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use orion_core::{Digest, Error, ErrorKind, ModelFormat, TensorType, TileLayout, WeightSource};
+use orion_core::{Digest, Error, ErrorKind, FileSpec, ModelFormat, TensorType, TileLayout, WeightSource};
 use orion_formats::gguf::{GgufWriter, TensorSpec};
 use orion_formats::safetensors::{self, Dtype, SafetensorsWriter};
 use orion_formats::{FileEntry, Reason, Shard, ShardIndex, ShardSet, ShardTensor};
@@ -911,4 +911,27 @@ fn prefetching_a_local_model_reads_its_files() {
         bench.loader().prefetch("missing.gguf").unwrap().wait().unwrap_err().kind(),
         ErrorKind::NotFound
     );
+}
+
+#[test]
+fn a_file_that_is_not_what_the_catalogue_says_is_refused() {
+    let body = model(3);
+    let server = Server::of(vec![("/m.gguf", body.clone())]);
+    let file = |bytes: Option<u64>, digest: Option<Digest>| {
+        let mut file = FileSpec::new(format!("{}/m.gguf", server.url));
+        (file.bytes, file.digest) = (bytes, digest);
+        [file]
+    };
+    let read = |files: &[FileSpec]| {
+        let bench = Bench::new();
+        let source = bench.loader().open_files(files)?;
+        (0..3).try_for_each(|index| source.tensor(index).map(drop))
+    };
+    let len = body.len() as u64;
+    read(&file(Some(len), Some(sha256(&body)))).unwrap();
+    read(&file(None, None)).unwrap();
+    for (bytes, digest) in [(None, Some(Digest([7; 32]))), (Some(len + 1), None)] {
+        let error = read(&file(bytes, digest)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
 }
