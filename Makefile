@@ -180,7 +180,8 @@ bench-pipeline: models ## Seconds and memory of quantising and merging, beside l
 bench-engine: models ## What the engine costs besides the model, and what it saves
 	$(CARGO) bench --quiet --bench engine
 
-soak: models ## Clients, cancels and faults for SECONDS (60): nothing is lost, memory does not grow
+soak: SECONDS = 120
+soak: models ## Clients, cancels and faults for SECONDS (120): nothing is lost, memory does not grow
 	SECONDS=$(SECONDS) $(CARGO) bench --quiet --bench soak
 
 bench-ttft: models ## Time to first token of MODEL while it arrives: predicted against measured
@@ -211,7 +212,7 @@ mutants: ## Change orion-resilience in small ways, and count which changes its t
 	  --file 'orion-resilience/src/queue/*.rs' --jobs 1 --output target
 
 ##@ Before a commit
-check: lint doc deny package test examples consumer ## Everything CI checks: format, clippy, docs, dependencies, packages, tests, examples, consumers
+check: lint doc deny package test examples consumer soak ## Everything CI checks: format, clippy, docs, dependencies, packages, tests, examples, consumers, a soak
 
 lint: ## Check format and clippy, warnings refused
 	$(CARGO) fmt --all --check

@@ -29,10 +29,10 @@ const PROMPT_TOKENS: usize = 64;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    if let [mode, location, cache] = &arguments[..]
+    if let [mode, location, cache, watched] = &arguments[..]
         && (mode == "read" || mode == "map")
     {
-        println!("{}", child(location, Path::new(cache), mode == "map"));
+        println!("{}", child(location, Path::new(cache), mode == "map", watched == "watched"));
         return;
     }
     let value = |name: &str| {
@@ -142,14 +142,14 @@ impl Costs {
 }
 
 /// Opens a model in a fresh process and waits for its first token.
-fn child(location: &str, cache: &Path, map: bool) -> Value {
+fn child(location: &str, cache: &Path, map: bool, watched: bool) -> Value {
     let began = Instant::now();
     let options = LoaderOptions::new().cache_directory(cache).offline(false).map_shard_sets(map);
     let loader = Loader::new(options).unwrap();
     let model = LocalRuntime::default().open(loader.open(location).unwrap()).unwrap();
     let opened = began.elapsed();
     let mut stream = model.stream(generation(model.config().vocab_size)).unwrap();
-    let calls = watch(&model, began);
+    let calls = if watched { watch(&model, began) } else { [0.0; 4] };
     let first =
         stream.find(|event| matches!(event, GenerationEvent::Token { .. } | GenerationEvent::Failed(_)));
     let ttft = began.elapsed();
@@ -189,14 +189,19 @@ fn peak_rss_mb() -> f64 {
     memory.peak as f64 / f64::from(1 << 20)
 }
 
-/// Runs with an empty cache.
-fn run(location: &str) -> Value {
-    run_with("read", location, tempfile::TempDir::new().unwrap().path())
+/// Two processes with an empty cache each: one only waits for its token, the other calls all the time.
+fn run(location: &str, before: impl Fn()) -> Value {
+    let [mut alone, watched] = ["alone", "watched"].map(|watched| {
+        before();
+        process("read", location, tempfile::TempDir::new().unwrap().path(), watched)
+    });
+    alone["calls_us"] = watched["calls_us"].clone();
+    alone
 }
 
-fn run_with(mode: &str, location: &str, cache: &Path) -> Value {
+fn process(mode: &str, location: &str, cache: &Path, watched: &str) -> Value {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args([mode, location, cache.to_str().unwrap()])
+        .args([mode, location, cache.to_str().unwrap(), watched])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -231,7 +236,7 @@ fn serve(path: &Path, rate: f64) -> Server {
 fn over_a_link(path: &Path, costs: &Costs, seconds: f64) {
     let rate = costs.bytes as f64 / seconds;
     let server = serve(path, rate);
-    let measured = run(&format!("{}/m.gguf", server.url));
+    let measured = run(&format!("{}/m.gguf", server.url), || {});
     let predicted = costs.predict(rate);
     let bound = predicted.mul_f64(1.05) + Duration::from_millis(300);
     report(
@@ -266,8 +271,7 @@ fn forget(path: &Path) {
 fn from_cold_disk(path: &Path, costs: &Costs) {
     let rate = cold_rate(path).min(cold_rate(path));
     println!("(cold reads: {:.0} MB/s)", rate / 1e6);
-    forget(path);
-    let measured = run(path.to_str().unwrap());
+    let measured = run(path.to_str().unwrap(), || forget(path));
     let bound = Duration::from_secs_f64(1.1 * costs.bytes as f64 / rate)
         + costs.last_layer
         + Duration::from_millis(100);
@@ -277,8 +281,9 @@ fn from_cold_disk(path: &Path, costs: &Costs) {
 fn warm(what: &str, mode: &str, path: &Path, costs: &Costs) {
     // The first run has the system read the files, and notes in the cache what it has verified.
     let cache = tempfile::TempDir::new().unwrap();
-    run_with(mode, path.to_str().unwrap(), cache.path());
-    let measured = run_with(mode, path.to_str().unwrap(), cache.path());
+    let [_, mut measured, watched] =
+        ["alone", "alone", "watched"].map(|it| process(mode, path.to_str().unwrap(), cache.path(), it));
+    measured["calls_us"] = watched["calls_us"].clone();
     let predicted = costs.t0 + costs.prefill;
     report(what, &measured, costs, predicted, predicted + Duration::from_millis(30));
 }

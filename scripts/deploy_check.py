@@ -26,7 +26,7 @@ TARGETS = (
     ("examples", "every example runs"),
     ("consumer", "programs outside the workspace build on the facade and on each crate"),
     ("shard-check", "a shard set gives back every bit"),
-    ("soak", "a minute of clients, cancels and faults loses nothing"),
+    ("soak", "two minutes of clients, cancels and faults lose nothing and leak nothing"),
 )
 
 
