@@ -1,5 +1,6 @@
 //! What the engine costs besides the model, over a model that takes no time, and what loading ahead saves; then with a
-//! real one: prompts that begin alike, now and after a restart, streams together, a switch between two models.
+//! real one: prompts that begin alike, now and after a restart, streams together, a switch between two models, answers
+//! that follow a schema or a grammar.
 //! `cargo bench --bench engine -- [PART …]`; without a part all of them.
 
 #![allow(clippy::print_stdout, reason = "a bench talks to the person who runs it")]
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 use orion::{
-    Completion, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job, Model,
-    ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams,
+    Completion, Constraint, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job,
+    Model, ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams,
     TensorType, Timings, TokenId, Usage, WeightSource, loader::MemorySource,
 };
 
@@ -275,14 +276,66 @@ fn switching() -> Result<()> {
     Ok(())
 }
 
+fn constraints() -> Result<()> {
+    const TOKENS: u32 = 96;
+    const ROUNDS: usize = 15;
+    let schema = r#"{"type": "array", "minItems": 40, "items": {"type": "object", "additionalProperties": false,
+        "required": ["name", "legs", "kind"], "properties": {"name": {"type": "string", "minLength": 3, "maxLength": 40},
+        "legs": {"type": "integer", "minimum": 0, "maximum": 8}, "kind": {"enum": ["wild", "tame"]}}}}"#;
+    let grammar = "root ::= item{60}\nitem ::= \"- \" [a-zA-Z ]{3,40} \"\\n\"";
+    let kinds = [
+        ("free", None),
+        ("JSON schema", Some(Constraint::JsonSchema(schema.to_owned()))),
+        ("grammar", Some(Constraint::Grammar(grammar.to_owned()))),
+        ("regular expression", Some(Constraint::Regex("([a-z]{2,9} ){400}".to_owned()))),
+    ];
+    let model = orion::open(orion_testkit::models::smollm2())?;
+    model.wait_loaded()?;
+    let mut times = vec![Vec::new(); kinds.len()];
+    for round in 0..=ROUNDS {
+        for ((name, constraint), times) in kinds.iter().zip(&mut times) {
+            let mut generation =
+                Generation::user("List animals.").sampling(SamplingParams::greedy()).max_tokens(TOKENS);
+            (generation.constraint, generation.ignore_eos) = (constraint.clone(), constraint.is_none());
+            let done = model.generate(generation)?;
+            if done.usage.completion_tokens != TOKENS {
+                return Err(Error::invalid(format!("{name} ended early: {}", done.text)));
+            }
+            // The first round prepares what a vocabulary needs, once.
+            if round > 0 {
+                times.push((done.timings.decode / (TOKENS - 1), done.timings.ttft));
+            }
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        percentile(&times, 0.5) / 1e3
+    };
+    let medians: Vec<(f64, f64)> = times
+        .into_iter()
+        .map(|times| times.into_iter().unzip())
+        .map(|(each, first): (Vec<_>, Vec<_>)| (median(each), median(first)))
+        .collect();
+    for ((name, _), (each, first)) in kinds.iter().zip(&medians) {
+        println!(
+            "{name}: {each:.2} ms a token ({:+.1} %), the first after {first:.1} ms ({TOKENS} tokens, {ROUNDS} rounds)",
+            100.0 * (each / medians[0].0 - 1.0)
+        );
+    }
+    Ok(())
+}
+
+type Part = fn() -> Result<()>;
+
 fn main() -> Result<()> {
     let asked: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let parts: [(&str, fn() -> Result<()>); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("overhead", overhead),
         ("foresight", foresight),
         ("prefixes", prefixes),
         ("together", together),
         ("switching", switching),
+        ("constraints", constraints),
     ];
     let mut ran = parts.iter().filter(|(name, _)| asked.is_empty() || asked.iter().any(|part| part == name));
     ran.try_for_each(|(_, run)| run())
