@@ -30,7 +30,7 @@ NAME   ?= latest
 BASE   ?=
 BUILT  := $${CARGO_TARGET_DIR:-target}
 
-EXAMPLES := quickstart stream agents responsive batch resilient async_stream \
+EXAMPLES := quickstart stream agents responsive progressive batch resilient async_stream \
   custom_source custom_gate custom_catalog custom_router custom_runtime custom_observer
 BENCHES := core parse blocks products decoder read pipeline text registry logging overhead router
 CONSUMERS := facade registry router resilience loader runtime logging pipeline

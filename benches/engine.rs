@@ -1,6 +1,7 @@
-//! What the engine costs besides the model, over a model that takes no time; then what it saves with a real one: prompts
-//! that begin alike, now and after a restart, streams together, a switch between two models.
-//! `cargo bench --bench engine`
+//! What the engine costs besides the model, over a model that takes no time, and what loading ahead saves; then with a
+//! real one: prompts that begin alike, now and after a restart, streams together, a switch between two models, answers
+//! that follow a schema or a grammar.
+//! `cargo bench --bench engine -- [PART …]`; without a part all of them.
 
 #![allow(clippy::print_stdout, reason = "a bench talks to the person who runs it")]
 
@@ -9,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, unbounded};
 use orion::{
-    Completion, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job, Model,
-    ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams, Timings,
-    TokenId, Usage, WeightSource, loader::MemorySource,
+    Completion, Constraint, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job,
+    Model, ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams,
+    TensorType, Timings, TokenId, Usage, WeightSource, loader::MemorySource,
 };
 
 const REQUESTS: usize = 5_000;
@@ -50,10 +51,12 @@ fn talk(mut job: Job) {
     job.sink.event(GenerationEvent::Done(done));
 }
 
-struct InstantRuntime;
+/// Its models take so long to load.
+struct InstantRuntime(Duration);
 
 impl Runtime for InstantRuntime {
     fn load(&self, _: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
+        std::thread::sleep(self.0);
         let (to, jobs) = unbounded();
         std::thread::spawn(move || jobs.into_iter().for_each(talk));
         Ok(Arc::new(Instantly(ModelInfo::new("instant"), to)))
@@ -62,7 +65,7 @@ impl Runtime for InstantRuntime {
 
 fn engine() -> Result<Engine> {
     let builder = Engine::builder()
-        .runtime(Arc::new(InstantRuntime))
+        .runtime(Arc::new(InstantRuntime(Duration::ZERO)))
         .sources(|_| Ok(MemorySource::new(ModelFormat::Gguf).build()));
     let agents = [("code", "function"), ("poet", "poem"), ("cook", "recipe"), ("doctor", "headache")];
     let agents = agents.map(|(id, word)| {
@@ -98,6 +101,73 @@ fn overhead() -> Result<()> {
     let events = stream.count();
     let each = start.elapsed().as_secs_f64() * 1e6 / f64::from(TOKENS);
     println!("per token: {each:.2} us, model and reading included ({events} events)");
+    Ok(())
+}
+
+/// How the next model gets into memory before it is asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Ahead {
+    Never,
+    /// As the engine foretells.
+    Foretold,
+    /// By one who knows.
+    Known,
+}
+
+const LOAD: Duration = Duration::from_millis(10);
+const THINK: Duration = Duration::from_millis(40);
+const WEIGHTS: u64 = 4000;
+
+/// Seconds to first tokens over a trace, requests that waited for their model, and whether loading ahead is on at the end.
+fn walk(trace: &[&str], ahead: Ahead) -> Result<(f64, usize, bool)> {
+    let weights = |_: &ModelSpec| {
+        let data = vec![0_u8; WEIGHTS as usize];
+        Ok(MemorySource::new(ModelFormat::Gguf).tensor("t", [WEIGHTS / 4], TensorType::F32, data)?.build())
+    };
+    let mut builder =
+        Engine::builder().runtime(Arc::new(InstantRuntime(LOAD))).sources(weights).memory(2 * WEIGHTS);
+    for id in ["code", "test", "docs", "build"] {
+        let mut spec = ModelSpec::new(id.into(), vec![FileSpec::new(id)]);
+        spec.weight_bytes = WEIGHTS;
+        builder = builder.spec(spec);
+    }
+    let engine = if ahead == Ahead::Foretold { builder.predictive() } else { builder }.build()?;
+    let (mut seconds, mut waited) = (0.0, 0);
+    for (at, model) in trace.iter().enumerate() {
+        let answer = engine.infer_with(Request::new("next").model(*model).max_tokens(1))?;
+        let ttft = answer.report.ttft().unwrap_or_default();
+        seconds += ttft.as_secs_f64();
+        waited += usize::from(ttft >= LOAD / 2);
+        let thinking = Instant::now();
+        if let (Ahead::Known, Some(next)) = (ahead, trace.get(at + 1)) {
+            engine.preload(*next)?;
+        }
+        std::thread::sleep(THINK.saturating_sub(thinking.elapsed()));
+    }
+    let on = engine.stats()?.foresight.is_some_and(|foresight| foresight.on);
+    Ok((seconds, waited, on))
+}
+
+fn foresight() -> Result<()> {
+    println!("500 requests for four models, room for two, {LOAD:?} to load one, {THINK:?} between requests:");
+    for (name, text) in [
+        ("order2", include_str!("data/traces/order2.txt")),
+        ("recorded", include_str!("data/traces/recorded.txt")),
+        ("uniform", include_str!("data/traces/uniform.txt")),
+    ] {
+        let trace: Vec<&str> = text.lines().collect();
+        let [never, foretold, known] =
+            [Ahead::Never, Ahead::Foretold, Ahead::Known].map(|ahead| walk(&trace, ahead));
+        let ((never, waited, _), (with, still, on), (known, _, _)) = (never?, foretold?, known?);
+        println!(
+            "  {name}: first tokens took {never:.2} s in all, with loading ahead {with:.2} s ({:+.1} %), with an oracle \
+             {known:.2} s: {:.0} % of what it saves; {waited} requests waited for their model, with loading ahead {still}; \
+             at the end it is {}",
+            100.0 * (with / never - 1.0),
+            100.0 * (never - with) / (never - known),
+            if on { "on" } else { "off" },
+        );
+    }
     Ok(())
 }
 
@@ -206,9 +276,67 @@ fn switching() -> Result<()> {
     Ok(())
 }
 
+fn constraints() -> Result<()> {
+    const TOKENS: u32 = 96;
+    const ROUNDS: usize = 15;
+    let schema = r#"{"type": "array", "minItems": 40, "items": {"type": "object", "additionalProperties": false,
+        "required": ["name", "legs", "kind"], "properties": {"name": {"type": "string", "minLength": 3, "maxLength": 40},
+        "legs": {"type": "integer", "minimum": 0, "maximum": 8}, "kind": {"enum": ["wild", "tame"]}}}}"#;
+    let grammar = "root ::= item{60}\nitem ::= \"- \" [a-zA-Z ]{3,40} \"\\n\"";
+    let kinds = [
+        ("free", None),
+        ("JSON schema", Some(Constraint::JsonSchema(schema.to_owned()))),
+        ("grammar", Some(Constraint::Grammar(grammar.to_owned()))),
+        ("regular expression", Some(Constraint::Regex("([a-z]{2,9} ){400}".to_owned()))),
+    ];
+    let model = orion::open(orion_testkit::models::smollm2())?;
+    model.wait_loaded()?;
+    let mut times = vec![Vec::new(); kinds.len()];
+    for round in 0..=ROUNDS {
+        for ((name, constraint), times) in kinds.iter().zip(&mut times) {
+            let mut generation =
+                Generation::user("List animals.").sampling(SamplingParams::greedy()).max_tokens(TOKENS);
+            (generation.constraint, generation.ignore_eos) = (constraint.clone(), constraint.is_none());
+            let done = model.generate(generation)?;
+            if done.usage.completion_tokens != TOKENS {
+                return Err(Error::invalid(format!("{name} ended early: {}", done.text)));
+            }
+            // The first round prepares what a vocabulary needs, once.
+            if round > 0 {
+                times.push((done.timings.decode / (TOKENS - 1), done.timings.ttft));
+            }
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        percentile(&times, 0.5) / 1e3
+    };
+    let medians: Vec<(f64, f64)> = times
+        .into_iter()
+        .map(|times| times.into_iter().unzip())
+        .map(|(each, first): (Vec<_>, Vec<_>)| (median(each), median(first)))
+        .collect();
+    for ((name, _), (each, first)) in kinds.iter().zip(&medians) {
+        println!(
+            "{name}: {each:.2} ms a token ({:+.1} %), the first after {first:.1} ms ({TOKENS} tokens, {ROUNDS} rounds)",
+            100.0 * (each / medians[0].0 - 1.0)
+        );
+    }
+    Ok(())
+}
+
+type Part = fn() -> Result<()>;
+
 fn main() -> Result<()> {
-    overhead()?;
-    prefixes()?;
-    together()?;
-    switching()
+    let asked: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let parts: [(&str, Part); 6] = [
+        ("overhead", overhead),
+        ("foresight", foresight),
+        ("prefixes", prefixes),
+        ("together", together),
+        ("switching", switching),
+        ("constraints", constraints),
+    ];
+    let mut ran = parts.iter().filter(|(name, _)| asked.is_empty() || asked.iter().any(|part| part == name));
+    ran.try_for_each(|(_, run)| run())
 }

@@ -3,6 +3,9 @@
 //! Counts of what followed the last two, the last one and nothing in particular are interpolated, each weighted by how
 //! often its context was seen (Witten and Bell's method with a constant). Old observations fade, so that it follows a
 //! change of habits. The hour of the day breaks near ties.
+//!
+//! Whether that pays is judged by swaps, not by how often the likeliest came: a swap brings one model in and sends
+//! another off, the next request may be for either, and if it is for neither nothing was won or lost.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -15,13 +18,14 @@ const FADE: f64 = 0.95;
 /// A context seen this often counts as much as all shorter ones together.
 const TRUST: f64 = 1.0;
 /// Below this likelihood nothing is foretold.
-const LEAST: f64 = 0.4;
-/// Foretellings of another model by which it is judged, and how many of them must have come true.
-const JUDGED: usize = 24;
+const LEAST: f64 = 0.2;
+/// Swaps that won or lost something by which it is judged, and how many of them must have won. At half of them they
+/// save nothing.
+const JUDGED: usize = 48;
 const BEFORE_JUDGEMENT: usize = 8;
-const MUST_HIT: f64 = 0.5;
-/// Models whose likelihoods differ by less are told apart by the hour.
-const TIE: f64 = 0.05;
+const MUST_WIN: f64 = 0.65;
+/// Models whose likelihoods differ by less are told apart by the hour, and not swapped for each other.
+pub(crate) const TIE: f64 = 0.05;
 /// Contexts that are kept; the least seen make room.
 const CONTEXTS: usize = 4096;
 
@@ -49,9 +53,9 @@ impl Counts {
 pub struct Foresight {
     /// Whether models are preloaded now; not if too little came true of late.
     pub on: bool,
-    /// Times another model was foretold.
+    /// Times a model was to be brought in for the next request, be it that it was or only would have been.
     pub foretold: u64,
-    /// Times it came.
+    /// Times the next request was for it.
     pub came_true: u64,
     /// Bytes that were loaded ahead and left unused.
     pub wasted_bytes: u64,
@@ -75,7 +79,8 @@ pub struct Predictor {
     hours: BTreeMap<ModelId, Vec<f64>>,
     /// The last models, newest first.
     latest: Vec<ModelId>,
-    pending: Option<ModelId>,
+    /// What comes for the next request, and what leaves for it.
+    swaps: Vec<(ModelId, Vec<ModelId>)>,
     recent: VecDeque<bool>,
     foretold: u64,
     came_true: u64,
@@ -101,14 +106,18 @@ impl Predictor {
 
     /// A request is for `model`, at this hour of the day (0 to 23).
     pub fn observe(&mut self, model: &ModelId, hour: usize) {
-        if let Some(pending) = self.pending.take() {
-            let hit = pending == *model;
+        for (comes, leaves) in std::mem::take(&mut self.swaps) {
+            let won = comes == *model;
             self.foretold += 1;
-            self.came_true += u64::from(hit);
+            self.came_true += u64::from(won);
+            // Lost if what left comes instead; what came into free room cost nothing.
+            if leaves.is_empty() || !(won || leaves.contains(model)) {
+                continue;
+            }
             if self.recent.len() == JUDGED {
                 self.recent.pop_front();
             }
-            self.recent.push_back(hit);
+            self.recent.push_back(won);
         }
         for order in 0..=self.latest.len() {
             self.contexts.entry(self.latest[..order].to_vec()).or_default().see(model);
@@ -124,8 +133,14 @@ impl Predictor {
         hours[hour % 24] += 1.0;
         self.latest.insert(0, model.clone());
         self.latest.truncate(2);
-        let likeliest = self.predict(hour).map(|(model, _)| model);
-        self.pending = likeliest.filter(|next| next != model);
+    }
+
+    /// Takes note that `comes` is brought in for the next request, or would be if that paid, and that `leaves` go for
+    /// it. By the next request it is judged.
+    pub fn swap(&mut self, comes: &ModelId, leaves: &[ModelId]) {
+        if self.swaps.iter().all(|(known, _)| known != comes) {
+            self.swaps.push((comes.clone(), leaves.to_vec()));
+        }
     }
 
     /// How likely the next request is for `model`.
@@ -141,33 +156,40 @@ impl Predictor {
         likely
     }
 
-    /// The likeliest next model and how likely it is, if anything can be said.
+    /// All models that may come next and how likely each is, likeliest first.
     #[must_use]
-    pub fn predict(&self, hour: usize) -> Option<(ModelId, f64)> {
+    pub fn ranked(&self, hour: usize) -> Vec<(ModelId, f64)> {
         let nothing: &[ModelId] = &[];
-        let known = self.contexts.get(nothing)?.next.keys();
-        let mut ranked: Vec<(f64, &ModelId)> = known.map(|model| (self.likelihood(model), model)).collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
-        let best = ranked.first()?.0;
-        if best < LEAST {
-            return None;
-        }
+        let Some(all) = self.contexts.get(nothing) else { return Vec::new() };
         let at_this_hour = |model: &ModelId| {
             let hours = self.hours.get(model);
             hours.and_then(|hours| hours.get(hour % 24)).copied().unwrap_or(0.0)
         };
-        let near = ranked.iter().take_while(|(likely, _)| best - likely < TIE);
-        let (likely, model) = near.max_by(|a, b| {
-            at_this_hour(a.1).total_cmp(&at_this_hour(b.1)).then_with(|| a.0.total_cmp(&b.0))
-        })?;
-        Some(((*model).clone(), *likely))
+        let most = all.next.keys().map(at_this_hour).fold(f64::MIN_POSITIVE, f64::max);
+        let mut ranked: Vec<(f64, f64, &ModelId)> = all
+            .next
+            .keys()
+            .map(|model| {
+                let likely = self.likelihood(model);
+                (likely + TIE * at_this_hour(model) / most, likely, model)
+            })
+            .filter(|(_, likely, _)| *likely >= LEAST)
+            .collect();
+        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.2.cmp(b.2)));
+        ranked.into_iter().map(|(_, likely, model)| (model.clone(), likely)).collect()
     }
 
-    /// Whether what it foretold came true often enough of late to act on it.
+    /// The likeliest next model and how likely it is, if anything can be said.
+    #[must_use]
+    pub fn predict(&self, hour: usize) -> Option<(ModelId, f64)> {
+        self.ranked(hour).into_iter().next()
+    }
+
+    /// Whether swaps won often enough of late to make them.
     #[must_use]
     pub fn pays(&self) -> bool {
-        let hits = self.recent.iter().filter(|hit| **hit).count();
-        self.recent.len() < BEFORE_JUDGEMENT || hits as f64 >= MUST_HIT * self.recent.len() as f64
+        let won = self.recent.iter().filter(|won| **won).count();
+        self.recent.len() < BEFORE_JUDGEMENT || won as f64 >= MUST_WIN * self.recent.len() as f64
     }
 
     /// How well it went.
@@ -226,9 +248,21 @@ mod tests {
     use super::*;
     use orion_core::ErrorKind;
 
+    /// A model is requested; the one that is foretold then comes in its place.
+    fn see(predictor: &mut Predictor, model: &str) {
+        let model = model.into();
+        predictor.observe(&model, 12);
+        let worse = predictor.likelihood(&model) + TIE;
+        if let Some((next, _)) =
+            predictor.predict(12).filter(|(next, likely)| *next != model && *likely > worse)
+        {
+            predictor.swap(&next, &[model]);
+        }
+    }
+
     fn of(models: &[&str]) -> Predictor {
         let mut predictor = Predictor::new();
-        models.iter().for_each(|model| predictor.observe(&(*model).into(), 12));
+        models.iter().for_each(|model| see(&mut predictor, model));
         predictor
     }
 
@@ -255,7 +289,8 @@ mod tests {
         trace.into_iter().map(|model| MODELS[model].into()).collect()
     }
 
-    /// Requests that find their model absent, with room for two of four: what is foretold is brought in between requests.
+    /// Requests that find their model absent, with room for two of four: between requests what is likelier comes in for
+    /// what is less likely.
     fn misses(trace: &[ModelId], foretell: bool) -> usize {
         let (mut predictor, mut here, mut misses) = (Predictor::new(), Vec::<ModelId>::new(), 0);
         let least = |here: &[ModelId], predictor: &Predictor| {
@@ -270,21 +305,28 @@ mod tests {
                 None => {
                     misses += 1;
                     if here.len() == 2 {
-                        here.remove(if foretell { least(&here, &predictor) } else { 0 });
+                        let on = foretell && predictor.pays();
+                        here.remove(if on { least(&here, &predictor) } else { 0 });
                     }
                 }
             }
             here.push(model.clone());
             predictor.observe(model, 12);
-            if let Some((next, likely)) = predictor.predict(12).filter(|_| foretell && predictor.pays())
-                && !here.contains(&next)
-            {
-                let victim = least(&here, &predictor);
-                if here.len() < 2 {
-                    here.push(next);
-                } else if predictor.likelihood(&here[victim]) < likely {
-                    here[victim] = next;
+            let mut would_be = here.clone();
+            for (next, likely) in predictor.ranked(12) {
+                let victim = least(&would_be, &predictor);
+                if would_be.contains(&next) {
+                    continue;
                 }
+                if would_be.len() < 2 {
+                    would_be.push(next);
+                } else if predictor.likelihood(&would_be[victim]) + TIE < likely {
+                    predictor.swap(&next, std::slice::from_ref(&would_be[victim]));
+                    would_be[victim] = next;
+                }
+            }
+            if foretell && predictor.pays() {
+                here = would_be;
             }
         }
         misses
@@ -307,8 +349,8 @@ mod tests {
         let predictor = of(&["a", "b", "c", "b"].repeat(8));
         assert_eq!(predictor.predict(12).unwrap().0.as_str(), "a");
         let mut predictor = predictor;
-        predictor.observe(&"a".into(), 12);
-        predictor.observe(&"b".into(), 12);
+        see(&mut predictor, "a");
+        see(&mut predictor, "b");
         assert_eq!(predictor.predict(12).unwrap().0.as_str(), "c");
         let foresight = predictor.foresight();
         assert!(foresight.on && foresight.came_true * 10 >= foresight.foretold * 7, "{foresight:?}");
@@ -331,12 +373,35 @@ mod tests {
         let mut predictor = Predictor::new();
         let mut acted = 0;
         for n in 0..500 {
-            predictor.observe(&MODELS[draw(4) as usize].into(), 12);
-            acted += usize::from(n > 100 && predictor.pays() && predictor.pending.is_some());
+            see(&mut predictor, MODELS[draw(4) as usize]);
+            acted += usize::from(n > 100 && predictor.pays() && !predictor.swaps.is_empty());
         }
         assert!(acted <= 20, "it acted {acted} times in 400 on a source that cannot be foretold");
-        ["a", "b", "c"].repeat(40).iter().for_each(|model| predictor.observe(&(*model).into(), 12));
+        ["a", "b", "c"].repeat(40).iter().for_each(|model| see(&mut predictor, model));
         assert!(predictor.pays());
+    }
+
+    #[test]
+    fn a_swap_is_judged_by_what_it_brought_and_what_it_took_away() {
+        let mut predictor = Predictor::new();
+        let [a, b, c] = ["a", "b", "c"].map(ModelId::from);
+        let judged = |predictor: &mut Predictor, request: &ModelId, times: usize| {
+            for _ in 0..times {
+                predictor.swap(&a, std::slice::from_ref(&b));
+                predictor.observe(request, 12);
+            }
+            let foresight = predictor.foresight();
+            (foresight.foretold, foresight.came_true, foresight.on)
+        };
+        // Neither won nor lost: it goes on, however long.
+        assert_eq!(judged(&mut predictor, &c, 21), (21, 0, true));
+        assert_eq!(judged(&mut predictor, &b, 8), (29, 0, false));
+        assert_eq!(judged(&mut predictor, &a, 14), (43, 14, false));
+        assert_eq!(judged(&mut predictor, &a, 1), (44, 15, true));
+        // What came into free room took nothing away.
+        predictor.swap(&a, &[]);
+        predictor.observe(&b, 12);
+        assert_eq!(predictor.recent.len(), 23);
     }
 
     #[test]

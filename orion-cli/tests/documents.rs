@@ -208,6 +208,25 @@ fn every_file_that_is_linked_is_there() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn every_test_a_document_names_is_there() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for (name, text) in documents() {
+        for span in spans(&text) {
+            let Some((file, test)) = span.split_once(".rs::") else { continue };
+            seen += 1;
+            let source = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap_or_default();
+            let lines: Vec<&str> = source.lines().map(str::trim).collect();
+            let function = format!("fn {test}() {{");
+            if !lines.windows(2).any(|pair| pair == ["#[test]", function.as_str()]) {
+                wrong.push(format!("{name}: {span}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 50, "only {seen} tests");
+}
+
 /// Runs the `sh` blocks of a guide from top to bottom, in a folder with the model and the files the guide shows.
 fn run_guide(name: &str) {
     let folder = tempfile::tempdir().unwrap();

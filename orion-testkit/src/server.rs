@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -181,20 +181,20 @@ pub fn good(request: &Request, stream: &mut TcpStream, body: &[u8]) {
     let _ = stream.write_all(&body[range]);
 }
 
-/// A link of limited speed that all connections to one file share.
+/// A link of limited speed that all connections share.
 #[derive(Debug)]
 pub struct Link {
     bytes_per_second: f64,
     free: Mutex<Instant>,
-    /// Of the file, made once: on a large one it takes longer than a request should.
-    tag: OnceLock<String>,
+    /// By path, each made once: of a large file it takes longer than a request should.
+    tags: Mutex<BTreeMap<String, String>>,
 }
 
 impl Link {
     /// A link that carries so much.
     #[must_use]
     pub fn new(bytes_per_second: f64) -> Self {
-        Self { bytes_per_second, free: Mutex::new(Instant::now()), tag: OnceLock::new() }
+        Self { bytes_per_second, free: Mutex::new(Instant::now()), tags: Mutex::default() }
     }
 
     /// Answers as a good server does, at the speed of the link. Packets of connections take turns.
@@ -202,7 +202,11 @@ impl Link {
     /// # Panics
     /// If another connection's thread panicked.
     pub fn good(&self, request: &Request, stream: &mut TcpStream, body: &[u8]) {
-        let range = answer_as(request, stream, body, self.tag.get_or_init(|| tag(body)));
+        let tag = {
+            let mut tags = self.tags.lock().unwrap();
+            tags.entry(request.path.clone()).or_insert_with(|| tag(body)).clone()
+        };
+        let range = answer_as(request, stream, body, &tag);
         for packet in body[range].chunks(16 << 10) {
             let wait = {
                 let mut free = self.free.lock().unwrap();

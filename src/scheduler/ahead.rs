@@ -1,13 +1,13 @@
-//! Loading ahead: the model that likely comes next is brought in while nothing else is to do.
+//! Loading ahead: the models that likely come next are brought in while nothing else is to do.
 
 use orion_core::state::Residency;
 use orion_core::{FileSpec, ModelId, ModelSpec, Timestamp};
 
 use super::Scheduler;
-use super::slot::Slot;
-use crate::predict::Foresight;
+use super::slot::{Key, Slot};
+use crate::predict::{Foresight, TIE};
 
-/// What any model is worth keeping for, however unlikely it is said to be.
+/// How much the uses so far say beside the foretold likelihood.
 const DOUBT: f64 = 0.05;
 
 /// What its files take, about what its weights will.
@@ -32,53 +32,72 @@ impl Scheduler {
         }
     }
 
-    /// What a slot's absence would cost, by how likely its model is wanted.
+    /// What a slot's absence would cost, by how likely its model is wanted: as foretold where that pays, by its uses
+    /// elsewhere.
     pub(super) fn worth(&self, slot: &Slot, now: Timestamp) -> f64 {
-        slot.worth(now) * (DOUBT + self.likelihood(slot))
-    }
-
-    fn likelihood(&self, slot: &Slot) -> f64 {
-        // Without foresight all are alike.
-        self.settings.predictor.as_ref().map_or(1.0, |predictor| predictor.likelihood(&slot.spec.id))
-    }
-
-    /// Brings the likeliest next model in, if it is not here, foretelling has paid of late, and nothing that is as
-    /// likely has to leave for it.
-    pub(super) fn look_ahead(&mut self) {
-        let (now, hour) = (self.now(), self.hour());
         let Some(predictor) = self.settings.predictor.as_ref().filter(|predictor| predictor.pays()) else {
-            return;
+            return slot.worth(now);
         };
-        let Some((model, likely)) = predictor.predict(hour) else { return };
-        let Some(spec) = self.settings.catalog.get(&model) else { return };
-        let key = self.key(&spec);
-        let slot = self.slots.get(&key);
-        if slot.is_some_and(|slot| slot.state != Residency::Absent) {
+        let uses = slot.uses_at(now);
+        slot.seconds_per_byte() * (predictor.likelihood(&slot.spec.id) + DOUBT * uses / (1.0 + uses))
+    }
+
+    /// Brings in the likeliest model that is not here and is likelier than all that has to leave for it together. When
+    /// it is there, the next look may find another. Where foretelling does not pay it is only noted what would have
+    /// been done, which shows when it pays again.
+    pub(super) fn look_ahead(&mut self) {
+        let Some(predictor) = &self.settings.predictor else { return };
+        // One after the other: the room that one will take cannot be seen yet.
+        let on_its_way = |slot: &Slot| slot.is_arriving() || (slot.model.is_some() && !slot.is_here());
+        if self.slots.values().any(on_its_way) {
             return;
         }
-        let bytes = slot.map_or(0, |slot| slot.last_bytes).max(spec.weight_bytes).max(bytes_on_disk(&spec));
-        let mut free = self.settings.memory.limit().saturating_sub(self.settings.memory.used());
+        let pays = predictor.pays();
+        for (model, likely) in predictor.ranked(self.hour()) {
+            let Some(spec) = self.settings.catalog.get(&model) else { continue };
+            let key = self.key(&spec);
+            if self.slots.get(&key).is_some_and(|slot| slot.state != Residency::Absent) {
+                continue;
+            }
+            let Some(leaves) = self.leaves_for(&key, &spec, likely) else { continue };
+            if let Some(predictor) = &mut self.settings.predictor {
+                predictor.swap(&model, &leaves);
+            }
+            if pays {
+                tracing::debug!(target: "orion::engine", %model, likely, "loading ahead");
+                let (queue, clock) = (self.settings.queue.clone(), self.settings.clock.clone());
+                let fresh = || Slot::new(key.clone(), spec.clone(), queue, clock);
+                let slot = self.slots.entry(key.clone()).or_insert_with(fresh);
+                slot.spec = spec.clone();
+                slot.foretold = true;
+                self.begin(&key);
+            }
+            return;
+        }
+    }
+
+    /// The models that would have to leave for one that is so likely, if there is room for it and they are less likely.
+    fn leaves_for(&self, key: &Key, spec: &ModelSpec, likely: f64) -> Option<Vec<ModelId>> {
+        let (now, memory) = (self.now(), &self.settings.memory);
+        let seen = self.slots.get(key).map_or(0, |slot| slot.last_bytes);
+        let bytes = seen.max(spec.weight_bytes).max(bytes_on_disk(spec));
+        let mut free = memory.limit().saturating_sub(memory.used());
         let mut idle: Vec<&Slot> = self.slots.values().filter(|slot| slot.is_idle()).collect();
         idle.sort_by(|a, b| self.worth(a, now).total_cmp(&self.worth(b, now)));
+        let (mut leaves, mut lost) = (Vec::new(), 0.0);
         for victim in idle {
             if free >= bytes {
                 break;
             }
-            if self.likelihood(victim) >= likely {
-                return;
+            let predictor = self.settings.predictor.as_ref()?;
+            lost += predictor.likelihood(&victim.spec.id);
+            if lost + TIE >= likely {
+                return None;
             }
+            leaves.push(victim.spec.id.clone());
             free += victim.bytes();
         }
-        if free < bytes {
-            return;
-        }
-        tracing::debug!(target: "orion::engine", %model, likely, "loading ahead");
-        let (queue, clock) = (self.settings.queue.clone(), self.settings.clock.clone());
-        let fresh = || Slot::new(key.clone(), spec.clone(), queue, clock);
-        let slot = self.slots.entry(key.clone()).or_insert_with(fresh);
-        slot.spec = spec.clone();
-        slot.foretold = true;
-        self.begin(&key);
+        (free >= bytes).then_some(leaves)
     }
 
     pub(crate) fn foresight(&self) -> Option<Foresight> {

@@ -171,7 +171,7 @@ pub(crate) struct Scheduler {
     evictions: u64,
     /// Bytes that were loaded ahead and left unused.
     wasted: u64,
-    /// A request has ended since the next model was last foretold.
+    /// A request has ended, or what was foretold is there, since the next model was last foretold.
     rested: bool,
     looked: Instant,
     closing: Option<Closing>,

@@ -290,7 +290,8 @@ impl Scheduler {
             Residency::Degraded => slot.step(ResidencyEvent::WorkerReplaced),
             _ => slot.step(ResidencyEvent::Loaded),
         };
-        let admitted = std::mem::take(&mut slot.admitted);
+        let (admitted, foretold) = (std::mem::take(&mut slot.admitted), slot.foretold);
+        self.rested |= foretold;
         self.measure(key);
         for id in admitted {
             match self.permit(id) {
@@ -306,6 +307,8 @@ impl Scheduler {
         let Some(slot) = self.current(key, generation) else { return };
         slot.took = Some(took);
         metric::model_loaded(&slot.spec.id, took, true);
+        let foretold = slot.foretold;
+        self.rested |= foretold;
         self.welcome(key);
     }
 

@@ -132,15 +132,20 @@ impl Slot {
         self.used_at = now;
     }
 
-    fn uses_at(&self, now: Timestamp) -> f64 {
+    /// How often it was used, of late more than long ago.
+    pub(crate) fn uses_at(&self, now: Timestamp) -> f64 {
         self.uses * 0.5_f64.powf(now.since(self.used_at).as_secs_f64() / USES_HALF_LIFE)
+    }
+
+    /// What bringing it back would take, per byte its absence frees.
+    pub(crate) fn seconds_per_byte(&self) -> f64 {
+        let bytes = self.bytes().max(1);
+        super::load::expected(self.took, bytes).as_secs_f64() / bytes as f64
     }
 
     /// What its absence would cost per byte it frees: seconds to bring it back times how likely it is wanted.
     pub(crate) fn worth(&self, now: Timestamp) -> f64 {
-        let bytes = self.bytes().max(1);
-        let seconds = super::load::expected(self.took, bytes).as_secs_f64();
-        seconds * self.uses_at(now) / bytes as f64
+        self.seconds_per_byte() * self.uses_at(now)
     }
 }
 
