@@ -115,6 +115,10 @@ impl WeightSource for Noted {
         self.note(format!("read {index} by {piece}"));
         self.0.read(index, piece, each)
     }
+    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        self.note(format!("read {} of {index} from {offset}, now", out.len()));
+        offset == 0
+    }
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
         self.note(format!("rows {rows:?} of {index}"));
         Ok(vec![7; 2].into())
@@ -130,6 +134,7 @@ impl orion::Runtime for Thorough {
     fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn orion::Model>> {
         weights.expect(&[1, 0]);
         assert_eq!(*weights.rows(2, &[5])?, [7, 7]);
+        assert!(weights.read_now(3, 0, &mut [0; 600]) && !weights.read_now(3, 600, &mut [0; 400]));
         let mut read = 0;
         weights.read(3, 300, &mut |bytes| {
             read += bytes.len();
@@ -150,7 +155,16 @@ fn a_source_hears_all_that_a_runtime_asks() {
         .build()
         .unwrap();
     let events: Vec<_> = engine.stream("hi").collect();
-    assert_eq!(*notes.lock().unwrap(), ["expect [1, 0]", "rows [5] of 2", "read 3 by 300"]);
+    assert_eq!(
+        *notes.lock().unwrap(),
+        [
+            "expect [1, 0]",
+            "rows [5] of 2",
+            "read 600 of 3 from 0, now",
+            "read 400 of 3 from 600, now",
+            "read 3 by 300"
+        ]
+    );
     let loaded = |event: &EngineEvent| match event {
         EngineEvent::Loading { done, total, .. } => done <= total,
         EngineEvent::Failed { error, .. } => panic!("{error}"),

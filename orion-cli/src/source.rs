@@ -168,6 +168,10 @@ impl WeightSource for Templated {
         self.inner.read(index, piece, each)
     }
 
+    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        self.inner.read_now(index, offset, out)
+    }
+
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
         self.inner.rows(index, rows)
     }

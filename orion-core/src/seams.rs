@@ -71,6 +71,14 @@ pub trait WeightSource: Send + Sync {
         self.tensor(index)?.chunks(piece.max(1)).try_for_each(each)
     }
 
+    /// Fills `out` with the bytes of tensor `index` from `offset` on, if they are in memory and need no check: without waiting,
+    /// and from any number of threads at once. If not it answers `false`, and `out` may hold anything; [`read`](Self::read)
+    /// then gets them, or says why not.
+    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        let _ = (index, offset, out);
+        false
+    }
+
     /// The rows of matrix `index`, one behind the other in the order asked for. Like [`tensor`](Self::tensor), but where
     /// the bytes are still on their way these come first; they may be from before the whole was verified, so who
     /// uses them must not publish what follows from them before [`tensor`](Self::tensor) has answered for all other

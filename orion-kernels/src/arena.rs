@@ -45,15 +45,6 @@ impl Region {
     fn len(&self) -> usize {
         self.map.len() - HUGE_PAGE
     }
-
-    /// Takes the pages of what is about to be filled in one call, which costs a fraction of a fault for each. Where the system
-    /// cannot, they come one by one.
-    fn populate(&self, offset: usize, len: usize) {
-        #[cfg(target_os = "linux")]
-        let _ = self.map.advise_range(memmap2::Advice::PopulateWrite, self.skip + offset, len);
-        #[cfg(not(target_os = "linux"))]
-        let _ = (offset, len);
-    }
 }
 
 impl Arena {
@@ -68,10 +59,7 @@ impl Arena {
         let Some(last) = regions.last_mut() else { return AlignedBuf::zeroed(len) };
         let offset = last.used;
         last.used += bytes;
-        let region = last.region.clone();
-        drop(regions);
-        region.populate(offset, bytes);
-        AlignedBuf::in_region(region, offset, len)
+        AlignedBuf::in_region(last.region.clone(), offset, len)
     }
 
     /// Has the system move what is written to huge pages, one after the other as long as `go_on` says so. Asked for while
@@ -91,6 +79,24 @@ impl Arena {
             }
         }
     }
+}
+
+/// Takes the pages of what is about to be filled in one call, which costs a fraction of a fault for each. Where the system
+/// cannot, they come one by one.
+pub(crate) fn populate(bytes: &mut [u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        // Not yet a name in libc for every C library.
+        const MADV_POPULATE_WRITE: libc::c_int = 23;
+        /// Where pages are larger the system refuses what does not begin with one, and nothing is lost.
+        const PAGE: usize = 4 << 10;
+        let before = bytes.as_ptr().addr() % PAGE;
+        let start = bytes.as_mut_ptr().wrapping_sub(before);
+        // SAFETY: these are the pages that hold the bytes, and the advice changes no content.
+        unsafe { libc::madvise(start.cast(), before + bytes.len(), MADV_POPULATE_WRITE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
 }
 
 /// Whether it is worth to go on with others.

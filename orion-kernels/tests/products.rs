@@ -185,6 +185,22 @@ fn a_matrix_packed_in_pieces_has_the_same_bytes() {
                 "{ty} in pieces of {tiles} tiles"
             );
         }
+        let read = |offset: u64, out: &mut [u8]| {
+            out.copy_from_slice(&bytes[offset as usize..][..out.len()]);
+            true
+        };
+        let mut packer = Packer::new(ty, rows, cols).unwrap();
+        // At first the last byte is not there yet.
+        let early = |offset: u64, out: &mut [u8]| {
+            offset + (out.len() as u64) < bytes.len() as u64 && read(offset, out)
+        };
+        assert!(!packer.fill(&pool, &early).unwrap());
+        assert!(packer.fill(&pool, &read).unwrap());
+        assert_eq!(packer.fill(&pool, &read).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(
+            packer.finish().unwrap().as_bytes() == whole.as_bytes(),
+            "{ty} read by the threads that pack"
+        );
         let packer = |pieces: &[&[u8]]| {
             let mut packer = Packer::new(ty, rows, cols)?;
             pieces.iter().try_for_each(|piece| packer.push(&pool, piece))?;

@@ -118,6 +118,34 @@ impl OpenFile {
         })
     }
 
+    /// [`fill`](Self::fill), if all of it is in the page cache.
+    fn fill_now(&self, offset: u64, data: &mut [u8]) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            let mut done = 0;
+            while done < data.len() {
+                let rest = &mut [io::IoSliceMut::new(&mut data[done..])];
+                match rustix::io::preadv2(
+                    &self.file,
+                    rest,
+                    offset + done as u64,
+                    rustix::io::ReadWriteFlags::NOWAIT,
+                ) {
+                    Ok(0) => return false,
+                    Ok(read) => done += read,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => return false,
+                }
+            }
+            true
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = (offset, data);
+            false
+        }
+    }
+
     /// The bytes of a range, the first of them on a page of its own. Such pages come zeroed, so that nothing is written
     /// but what is read.
     pub(crate) fn aligned(&self, offset: u64, bytes: u64) -> Result<TensorBytes> {
@@ -249,6 +277,18 @@ impl WeightSource for FileSource {
             at += bytes;
         }
         Ok(())
+    }
+
+    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        let Some(info) = self.header.tensors.get(index) else { return false };
+        let end = offset.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > info.bytes) {
+            return false;
+        }
+        if offset == 0 {
+            self.read_ahead(index);
+        }
+        self.files[info.file].fill_now(info.offset + offset, out)
     }
 
     fn expect(&self, order: &[usize]) {

@@ -64,6 +64,9 @@ impl WeightSource for Foreground {
     fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.source.read(index, piece, each)
     }
+    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        self.source.read_now(index, offset, out)
+    }
     fn release(&self, index: usize) {
         self.source.release(index);
     }

@@ -239,9 +239,12 @@ fn pack(
         }
         if info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes) {
             let mut packer = Packer::new_in(arena, info.ty, reference.rows, reference.cols).map_err(about)?;
-            source.read(reference.tensor, packer.piece(), &mut |bytes| {
-                packer.push(pool, bytes).map_err(about)
-            })?;
+            let now = |offset, out: &mut [u8]| source.read_now(reference.tensor, offset, out);
+            if !packer.fill(pool, &now).map_err(about)? {
+                source.read(reference.tensor, packer.piece(), &mut |bytes| {
+                    packer.push(pool, bytes).map_err(about)
+                })?;
+            }
             return packer.finish().map_err(about);
         }
     }

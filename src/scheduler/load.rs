@@ -114,6 +114,8 @@ struct Watched {
     /// In place of the inner one's, where the catalogue overrides the chat template or nothing names the weights.
     header: Option<ModelHeader>,
     taken: Vec<AtomicBool>,
+    /// Bytes of each tensor that were read in parts.
+    parts: Vec<AtomicU64>,
     left: AtomicU64,
     arrival: Arc<Arrival>,
 }
@@ -134,7 +136,8 @@ impl Watched {
         });
         let tensors = inner.header().tensors.len();
         let taken = (0..tensors).map(|_| AtomicBool::new(false)).collect();
-        Self { inner, header, taken, left: AtomicU64::new(tensors as u64), arrival }
+        let parts = (0..tensors).map(|_| AtomicU64::new(0)).collect();
+        Self { inner, header, taken, parts, left: AtomicU64::new(tensors as u64), arrival }
     }
 }
 
@@ -180,6 +183,19 @@ impl WeightSource for Watched {
         self.inner.read(index, piece, counted).inspect_err(|error| self.arrival.fail(error))?;
         self.took(index, read);
         Ok(())
+    }
+
+    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        if self.wanted().is_err() || !self.inner.read_now(index, offset, out) {
+            return false;
+        }
+        if let (Some(info), Some(parts)) = (self.inner.header().tensors.get(index), self.parts.get(index)) {
+            let read = out.len() as u64;
+            if parts.fetch_add(read, Ordering::AcqRel) + read >= info.bytes {
+                self.took(index, info.bytes);
+            }
+        }
+        true
     }
 
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {

@@ -35,6 +35,7 @@ pub fn weight_source(source: &dyn WeightSource) {
         missing("tensor", source.tensor(absent).err());
         missing("read", source.read(absent, 16, &mut |_| Ok(())).err());
         missing("rows", source.rows(absent, &[0]).err());
+        assert!(!source.read_now(absent, 0, &mut [0]), "read_now({absent}) of {count} tensors");
         source.release(absent);
     }
     at_once(|| {
@@ -86,6 +87,17 @@ fn pieces(source: &dyn WeightSource, index: usize, bytes: &[u8]) {
         });
         let kind = stopped.err().map(|error| error.kind());
         assert_eq!((kind, calls), (Some(ErrorKind::Cancelled), 1), "an error of who reads ends it");
+    }
+    for from in [0, bytes.len() / 2, bytes.len()] {
+        let mut out = vec![0; bytes.len() - from];
+        let there = source.read_now(index, from as u64, &mut out);
+        assert!(!there || out == bytes[from..], "tensor {name} read now from {from} on is not the tensor");
+        for beyond in [from as u64 + 1, u64::MAX] {
+            assert!(
+                !source.read_now(index, beyond, &mut vec![0; out.len() + 1]),
+                "bytes beyond tensor {name}"
+            );
+        }
     }
 }
 

@@ -339,6 +339,28 @@ impl Packer {
         Ok(())
     }
 
+    /// Packs the whole matrix, if `read` fills in all its bytes from an offset on; each thread reads a part and packs it while
+    /// that is in its cache. If `read` answers `false`, so does this, and nothing counts as taken.
+    ///
+    /// # Errors
+    /// [`Corrupt`](orion_core::ErrorKind::Corrupt) if some bytes have been taken already; what [`ComputePool::run`] returns.
+    pub fn fill(
+        &mut self,
+        pool: &ComputePool,
+        read: &(dyn Fn(u64, &mut [u8]) -> bool + Sync),
+    ) -> Result<bool> {
+        let PackedMatrix { ty, rows, tile_bytes, .. } = self.matrix;
+        if self.taken > 0 {
+            return Err(self.wrong(self.taken));
+        }
+        let row_bytes = self.row_bytes;
+        let filled = pack::pack_from(pool, ty, tile_bytes, [rows, row_bytes], read, &mut self.data)?;
+        if filled {
+            self.taken = row_bytes * rows;
+        }
+        Ok(filled)
+    }
+
     /// The packed matrix.
     ///
     /// # Errors

@@ -4,11 +4,14 @@
 //! exceptions are the fifth bits of Q5_0 and Q5_1 (a 32-bit mask per row becomes bytes per column) and the 6-bit
 //! scales of the K types.
 
+use std::cell::RefCell;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use orion_core::{Result, TensorType};
 
 use super::{TILE_ROWS, block_shape};
+use crate::arena::populate;
 use crate::pool::ComputePool;
 
 /// Tiles handed to a thread at a time.
@@ -36,12 +39,59 @@ pub(super) fn pack(
             for part in &parts[range] {
                 let mut part = part.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let (from, to) = &mut *part;
+                populate(to);
                 for (rows, tile) in from.chunks(row_bytes * TILE_ROWS).zip(to.chunks_mut(tile_bytes)) {
                     pack_tile(ty, row_bytes, rows, tile);
                 }
             }
         });
     })
+}
+
+/// Bytes that a thread reads before it packs them: they are still in its cache then.
+const PART: usize = 256 << 10;
+
+thread_local! {
+    /// Kept from matrix to matrix.
+    static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Packs `rows` rows, of which `read` fills in the bytes from an offset on. Answers `false` as soon as that does.
+pub(super) fn pack_from(
+    pool: &ComputePool,
+    ty: TensorType,
+    tile_bytes: usize,
+    [rows, row_bytes]: [usize; 2],
+    read: &(dyn Fn(u64, &mut [u8]) -> bool + Sync),
+    to: &mut [u8],
+) -> Result<bool> {
+    let (tiles, tile) = (rows.div_ceil(TILE_ROWS), row_bytes * TILE_ROWS);
+    if tile_bytes == 0 || tile == 0 {
+        return Ok(true);
+    }
+    let grain = (PART / tile).min(tiles.div_ceil(pool.threads() * 2)).max(1);
+    let parts: Vec<Mutex<&mut [u8]>> = to.chunks_mut(tile_bytes * grain).map(Mutex::new).collect();
+    let complete = AtomicBool::new(true);
+    pool.run(|region| {
+        region.for_chunks(parts.len(), 1, |range| {
+            for index in range.filter(|_| complete.load(Ordering::Relaxed)) {
+                let first = index * grain * TILE_ROWS;
+                let count = (grain * TILE_ROWS).min(rows - first);
+                let mut to = parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                BYTES.with_borrow_mut(|bytes| {
+                    bytes.resize(count * row_bytes, 0);
+                    if !read((first * row_bytes) as u64, bytes) {
+                        return complete.store(false, Ordering::Relaxed);
+                    }
+                    populate(&mut to);
+                    for (rows, tile) in bytes.chunks(tile).zip(to.chunks_mut(tile_bytes)) {
+                        pack_tile(ty, row_bytes, rows, tile);
+                    }
+                });
+            }
+        });
+    })?;
+    Ok(complete.into_inner())
 }
 
 /// Packs up to 16 rows; missing ones stay zero.
