@@ -115,9 +115,9 @@ impl WeightSource for Noted {
         self.note(format!("read {index} by {piece}"));
         self.0.read(index, piece, each)
     }
-    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
-        self.note(format!("read {} of {index} from {offset}, now", out.len()));
-        offset == 0
+    fn read_at(&self, index: usize, offset: u64, out: &mut [u8], wait: bool) -> Result<bool> {
+        self.note(format!("read {} of {index} from {offset}, waiting: {wait}", out.len()));
+        Ok(wait)
     }
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {
         self.note(format!("rows {rows:?} of {index}"));
@@ -134,7 +134,9 @@ impl orion::Runtime for Thorough {
     fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn orion::Model>> {
         weights.expect(&[1, 0]);
         assert_eq!(*weights.rows(2, &[5])?, [7, 7]);
-        assert!(weights.read_now(3, 0, &mut [0; 600]) && !weights.read_now(3, 600, &mut [0; 400]));
+        assert!(
+            weights.read_at(3, 0, &mut [0; 600], true)? && !weights.read_at(3, 600, &mut [0; 400], false)?
+        );
         let mut read = 0;
         weights.read(3, 300, &mut |bytes| {
             read += bytes.len();
@@ -160,8 +162,8 @@ fn a_source_hears_all_that_a_runtime_asks() {
         [
             "expect [1, 0]",
             "rows [5] of 2",
-            "read 600 of 3 from 0, now",
-            "read 400 of 3 from 600, now",
+            "read 600 of 3 from 0, waiting: true",
+            "read 400 of 3 from 600, waiting: false",
             "read 3 by 300"
         ]
     );

@@ -168,8 +168,8 @@ impl WeightSource for Templated {
         self.inner.read(index, piece, each)
     }
 
-    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
-        self.inner.read_now(index, offset, out)
+    fn read_at(&self, index: usize, offset: u64, out: &mut [u8], wait: bool) -> Result<bool> {
+        self.inner.read_at(index, offset, out, wait)
     }
 
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {

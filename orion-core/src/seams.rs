@@ -71,12 +71,15 @@ pub trait WeightSource: Send + Sync {
         self.tensor(index)?.chunks(piece.max(1)).try_for_each(each)
     }
 
-    /// Fills `out` with the bytes of tensor `index` from `offset` on, if they are in memory and need no check: without waiting,
-    /// and from any number of threads at once. If not it answers `false`, and `out` may hold anything; [`read`](Self::read)
-    /// then gets them, or says why not.
-    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
-        let _ = (index, offset, out);
-        false
+    /// Fills `out` with the bytes of tensor `index` from `offset` on, from any number of threads at once. It answers `false`,
+    /// and `out` may hold anything, if they would have to be waited for and `wait` is not set, or if this source has no such
+    /// way in, which it then says at every call: [`read`](Self::read) is there for all.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor); bytes beyond its end.
+    fn read_at(&self, index: usize, offset: u64, out: &mut [u8], wait: bool) -> Result<bool> {
+        let _ = (index, offset, out, wait);
+        Ok(false)
     }
 
     /// The rows of matrix `index`, one behind the other in the order asked for. Like [`tensor`](Self::tensor), but where

@@ -194,9 +194,16 @@ fn a_matrix_packed_in_pieces_has_the_same_bytes() {
         let early = |offset: u64, out: &mut [u8]| {
             offset + (out.len() as u64) < bytes.len() as u64 && read(offset, out)
         };
-        assert!(!packer.fill(&pool, &early).unwrap());
-        assert!(packer.fill(&pool, &read).unwrap());
-        assert_eq!(packer.fill(&pool, &read).unwrap_err().kind(), ErrorKind::Corrupt);
+        packer.fill(&pool, &early).unwrap();
+        let rest = packer.rest();
+        assert!(rest.start > 0 && rest.len() <= packer.part(&pool) && rest.end == bytes.len(), "{rest:?}");
+        packer.fill(&pool, &|_, _| false).unwrap();
+        assert_eq!(packer.rest(), rest);
+        if rest.len() > TILE_ROWS * row {
+            packer.push(&pool, &bytes[rest][..TILE_ROWS * row]).unwrap();
+        }
+        packer.fill(&pool, &read).unwrap();
+        packer.fill(&pool, &|_, _| false).unwrap();
         assert!(
             packer.finish().unwrap().as_bytes() == whole.as_bytes(),
             "{ty} read by the threads that pack"

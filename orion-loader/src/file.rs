@@ -17,6 +17,10 @@ use crate::{page_cache, rows};
 
 /// Bytes the system is asked to have read before they are asked for.
 const READ_AHEAD: u64 = 64 << 20;
+/// About as many tensors as a layer has.
+const LAYER: usize = 10;
+/// Formats put the next tensor on a multiple of this at most.
+const PADDING: u64 = 4 << 10;
 
 /// A regular file that is open for reading, and what it is called.
 pub(crate) struct OpenFile {
@@ -219,6 +223,25 @@ struct Ahead {
     bytes: u64,
 }
 
+/// What is needed one after the other, in pieces as long as the file allows. The order of need stays, roughly: a layer's
+/// tensors lie together, in an order of their own.
+fn side_by_side(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut pieces: Vec<Range<u64>> = Vec::new();
+    for some in ranges.chunks(LAYER) {
+        let mut some = some.to_vec();
+        some.sort_by_key(|range| range.start);
+        for range in some {
+            match pieces.last_mut() {
+                Some(last) if range.start >= last.end && range.start - last.end <= PADDING => {
+                    last.end = range.end
+                }
+                _ => pieces.push(range),
+            }
+        }
+    }
+    pieces
+}
+
 impl FileSource {
     pub(crate) fn new(header: ModelHeader, files: Vec<OpenFile>) -> Self {
         Self { header, files, ahead: Mutex::default() }
@@ -233,12 +256,20 @@ impl FileSource {
         }
         *asked += 1;
         *bytes = bytes.saturating_sub(self.header.tensors[index].bytes);
+        // Not for a little at a time: what lies side by side is asked for in one piece.
+        if *bytes > READ_AHEAD - READ_AHEAD / 4 {
+            return;
+        }
+        let mut ranges: Vec<Vec<Range<u64>>> = vec![Vec::new(); self.files.len()];
         while *bytes < READ_AHEAD
             && let Some(next) = order.get((*told).max(*asked)).and_then(|&next| self.header.tensors.get(next))
         {
             *told = (*told).max(*asked) + 1;
             *bytes += next.bytes;
-            page_cache::will_need(&self.files[next.file].file, &(next.offset..next.offset + next.bytes));
+            ranges[next.file].push(next.offset..next.offset + next.bytes);
+        }
+        for (file, ranges) in self.files.iter().zip(&ranges) {
+            side_by_side(ranges).iter().for_each(|range| page_cache::will_need(&file.file, range));
         }
     }
 
@@ -279,16 +310,20 @@ impl WeightSource for FileSource {
         Ok(())
     }
 
-    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
-        let Some(info) = self.header.tensors.get(index) else { return false };
-        let end = offset.checked_add(out.len() as u64);
-        if end.is_none_or(|end| end > info.bytes) {
-            return false;
+    fn read_at(&self, index: usize, offset: u64, out: &mut [u8], wait: bool) -> Result<bool> {
+        let info = self.header.tensors.get(index).ok_or_else(|| no_tensor(index, &self.header))?;
+        let about = |error: Error| error.about(format!("tensor {}", info.name));
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > info.bytes) {
+            return Err(about(Error::invalid(format!("{} bytes at {offset} of {}", out.len(), info.bytes))));
         }
         if offset == 0 {
             self.read_ahead(index);
         }
-        self.files[info.file].fill_now(info.offset + offset, out)
+        let (file, at) = (&self.files[info.file], info.offset + offset);
+        match file.fill_now(at, out) {
+            false if wait => file.fill(at, out).map(|()| true).map_err(about),
+            done => Ok(done),
+        }
     }
 
     fn expect(&self, order: &[usize]) {

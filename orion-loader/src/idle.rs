@@ -64,8 +64,8 @@ impl WeightSource for Foreground {
     fn read(&self, index: usize, piece: usize, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         self.source.read(index, piece, each)
     }
-    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
-        self.source.read_now(index, offset, out)
+    fn read_at(&self, index: usize, offset: u64, out: &mut [u8], wait: bool) -> Result<bool> {
+        self.source.read_at(index, offset, out, wait)
     }
     fn release(&self, index: usize) {
         self.source.release(index);

@@ -239,8 +239,7 @@ fn pack(
         }
         if info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes) {
             let mut packer = Packer::new_in(arena, info.ty, reference.rows, reference.cols).map_err(about)?;
-            let now = |offset, out: &mut [u8]| source.read_now(reference.tensor, offset, out);
-            if !packer.fill(pool, &now).map_err(about)? {
+            if !fill(&mut packer, pool, source, reference.tensor).map_err(about)? {
                 source.read(reference.tensor, packer.piece(), &mut |bytes| {
                     packer.push(pool, bytes).map_err(about)
                 })?;
@@ -258,6 +257,24 @@ fn pack(
         return packed(ty, &bytes[range]).map_err(about);
     }
     packed(TensorType::F16, &halves(ty, reference.rows * reference.cols, &bytes[range])?).map_err(about)
+}
+
+/// Packs what is in memory by the threads that read it, and waits for what is not; the pool is free meanwhile. `false` if the
+/// source has to be read from first to last.
+fn fill(packer: &mut Packer, pool: &ComputePool, source: &dyn WeightSource, tensor: usize) -> Result<bool> {
+    let mut part = Vec::new();
+    loop {
+        packer.fill(pool, &|at, out| matches!(source.read_at(tensor, at, out, false), Ok(true)))?;
+        let rest = packer.rest();
+        if rest.is_empty() {
+            return Ok(true);
+        }
+        part.resize(packer.part(pool).min(rest.len()), 0);
+        if !source.read_at(tensor, rest.start as u64, &mut part, true)? {
+            return Ok(false);
+        }
+        packer.push(pool, &part)?;
+    }
 }
 
 /// Rows of any type, packed where the system finds room.

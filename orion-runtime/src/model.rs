@@ -111,7 +111,6 @@ impl LocalRuntime {
             load::vector_f32(&*source, reference)
         })?;
         let table = WeightTable::new(header, &config)?;
-        let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
         let config = Arc::new(config);
         let arrivals = Arc::new(Arrivals::new(table.parts()));
         let kind = match (options.executor, cpu::unsupported(&config)) {
@@ -134,9 +133,11 @@ impl LocalRuntime {
             }
             ExecutorKind::Portable => {
                 let observer = options.input_observer.clone();
-                Box::new(Portable::new(config.clone(), table, source, arrivals.clone(), observer)?)
+                Box::new(Portable::new(config.clone(), table, source.clone(), arrivals.clone(), observer)?)
             }
         };
+        // Weights are on their way already.
+        let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
         let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));
         let limits = Limits {
             max_batch: options.max_batch,

@@ -185,9 +185,10 @@ impl WeightSource for Watched {
         Ok(())
     }
 
-    fn read_now(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
-        if self.wanted().is_err() || !self.inner.read_now(index, offset, out) {
-            return false;
+    fn read_at(&self, index: usize, offset: u64, out: &mut [u8], wait: bool) -> Result<bool> {
+        self.wanted()?;
+        if !self.inner.read_at(index, offset, out, wait).inspect_err(|error| self.arrival.fail(error))? {
+            return Ok(false);
         }
         if let (Some(info), Some(parts)) = (self.inner.header().tensors.get(index), self.parts.get(index)) {
             let read = out.len() as u64;
@@ -195,7 +196,7 @@ impl WeightSource for Watched {
                 self.took(index, info.bytes);
             }
         }
-        true
+        Ok(true)
     }
 
     fn rows(&self, index: usize, rows: &[u32]) -> Result<TensorBytes> {

@@ -35,7 +35,10 @@ pub fn weight_source(source: &dyn WeightSource) {
         missing("tensor", source.tensor(absent).err());
         missing("read", source.read(absent, 16, &mut |_| Ok(())).err());
         missing("rows", source.rows(absent, &[0]).err());
-        assert!(!source.read_now(absent, 0, &mut [0]), "read_now({absent}) of {count} tensors");
+        assert!(
+            !matches!(source.read_at(absent, 0, &mut [0], true), Ok(true)),
+            "read_at({absent}) of {count}"
+        );
         source.release(absent);
     }
     at_once(|| {
@@ -90,13 +93,14 @@ fn pieces(source: &dyn WeightSource, index: usize, bytes: &[u8]) {
     }
     for from in [0, bytes.len() / 2, bytes.len()] {
         let mut out = vec![0; bytes.len() - from];
-        let there = source.read_now(index, from as u64, &mut out);
-        assert!(!there || out == bytes[from..], "tensor {name} read now from {from} on is not the tensor");
+        for wait in [false, true] {
+            let read = source.read_at(index, from as u64, &mut out, wait);
+            let read = read.unwrap_or_else(|error| panic!("tensor {name} from {from} on: {error}"));
+            assert!(!read || out == bytes[from..], "tensor {name} from {from} on is not the tensor");
+        }
         for beyond in [from as u64 + 1, u64::MAX] {
-            assert!(
-                !source.read_now(index, beyond, &mut vec![0; out.len() + 1]),
-                "bytes beyond tensor {name}"
-            );
+            let read = source.read_at(index, beyond, &mut vec![0; out.len() + 1], true);
+            assert!(!matches!(read, Ok(true)), "bytes beyond tensor {name}");
         }
     }
 }

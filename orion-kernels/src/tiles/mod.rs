@@ -339,26 +339,37 @@ impl Packer {
         Ok(())
     }
 
-    /// Packs the whole matrix, if `read` fills in all its bytes from an offset on; each thread reads a part and packs it while
-    /// that is in its cache. If `read` answers `false`, so does this, and nothing counts as taken.
+    /// Packs on as far as `read` fills in the bytes from an offset on; each thread reads a part and packs it while that is in
+    /// its cache. See [`rest`](Self::rest) for how far it came.
     ///
     /// # Errors
-    /// [`Corrupt`](orion_core::ErrorKind::Corrupt) if some bytes have been taken already; what [`ComputePool::run`] returns.
-    pub fn fill(
-        &mut self,
-        pool: &ComputePool,
-        read: &(dyn Fn(u64, &mut [u8]) -> bool + Sync),
-    ) -> Result<bool> {
+    /// [`Corrupt`](orion_core::ErrorKind::Corrupt) after a piece that was no whole number of tiles; what
+    /// [`ComputePool::run`] returns.
+    pub fn fill(&mut self, pool: &ComputePool, read: &(dyn Fn(u64, &mut [u8]) -> bool + Sync)) -> Result<()> {
         let PackedMatrix { ty, rows, tile_bytes, .. } = self.matrix;
-        if self.taken > 0 {
+        let row_bytes = self.row_bytes;
+        if self.rest().is_empty() {
+            return Ok(());
+        }
+        if !self.taken.is_multiple_of(row_bytes * TILE_ROWS) {
             return Err(self.wrong(self.taken));
         }
-        let row_bytes = self.row_bytes;
-        let filled = pack::pack_from(pool, ty, tile_bytes, [rows, row_bytes], read, &mut self.data)?;
-        if filled {
-            self.taken = row_bytes * rows;
-        }
-        Ok(filled)
+        let first = self.taken / row_bytes;
+        let packed = pack::pack_from(pool, ty, tile_bytes, [first, rows, row_bytes], read, &mut self.data)?;
+        self.taken = packed * row_bytes;
+        Ok(())
+    }
+
+    /// The bytes that are still to come.
+    #[must_use]
+    pub fn rest(&self) -> Range<usize> {
+        self.taken..self.row_bytes * self.matrix.rows
+    }
+
+    /// The bytes a thread reads at a time in [`fill`](Self::fill).
+    #[must_use]
+    pub fn part(&self, pool: &ComputePool) -> usize {
+        pack::part(pool, self.matrix.rows, self.row_bytes)
     }
 
     /// The packed matrix.

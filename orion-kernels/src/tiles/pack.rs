@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use orion_core::{Result, TensorType};
 
@@ -56,32 +56,36 @@ thread_local! {
     static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Packs `rows` rows, of which `read` fills in the bytes from an offset on. Answers `false` as soon as that does.
+/// Packs rows from `first` on, of which `read` fills in the bytes from an offset on. Returns how many rows are packed: less
+/// than all if it answers `false`.
 pub(super) fn pack_from(
     pool: &ComputePool,
     ty: TensorType,
     tile_bytes: usize,
-    [rows, row_bytes]: [usize; 2],
+    [first, rows, row_bytes]: [usize; 3],
     read: &(dyn Fn(u64, &mut [u8]) -> bool + Sync),
     to: &mut [u8],
-) -> Result<bool> {
-    let (tiles, tile) = (rows.div_ceil(TILE_ROWS), row_bytes * TILE_ROWS);
+) -> Result<usize> {
+    let tile = row_bytes * TILE_ROWS;
     if tile_bytes == 0 || tile == 0 {
-        return Ok(true);
+        return Ok(rows);
     }
-    let grain = (PART / tile).min(tiles.div_ceil(pool.threads() * 2)).max(1);
-    let parts: Vec<Mutex<&mut [u8]>> = to.chunks_mut(tile_bytes * grain).map(Mutex::new).collect();
-    let complete = AtomicBool::new(true);
+    let part_rows = part(pool, rows, row_bytes) / row_bytes;
+    let to = &mut to[first / TILE_ROWS * tile_bytes..];
+    let parts: Vec<Mutex<&mut [u8]>> =
+        to.chunks_mut(tile_bytes * (part_rows / TILE_ROWS)).map(Mutex::new).collect();
+    let complete = AtomicUsize::new(parts.len());
     pool.run(|region| {
         region.for_chunks(parts.len(), 1, |range| {
-            for index in range.filter(|_| complete.load(Ordering::Relaxed)) {
-                let first = index * grain * TILE_ROWS;
-                let count = (grain * TILE_ROWS).min(rows - first);
+            for index in range.filter(|&index| index < complete.load(Ordering::Relaxed)) {
+                let first = first + index * part_rows;
+                let count = part_rows.min(rows - first);
                 let mut to = parts[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 BYTES.with_borrow_mut(|bytes| {
                     bytes.resize(count * row_bytes, 0);
                     if !read((first * row_bytes) as u64, bytes) {
-                        return complete.store(false, Ordering::Relaxed);
+                        complete.fetch_min(index, Ordering::Relaxed);
+                        return;
                     }
                     populate(&mut to);
                     for (rows, tile) in bytes.chunks(tile).zip(to.chunks_mut(tile_bytes)) {
@@ -91,7 +95,13 @@ pub(super) fn pack_from(
             }
         });
     })?;
-    Ok(complete.into_inner())
+    Ok((first + complete.into_inner() * part_rows).min(rows))
+}
+
+/// Bytes of a part: whole tiles, and enough of them for all threads.
+pub(super) fn part(pool: &ComputePool, rows: usize, row_bytes: usize) -> usize {
+    let (tiles, tile) = (rows.div_ceil(TILE_ROWS), row_bytes * TILE_ROWS);
+    tile * (PART / tile.max(1)).min(tiles.div_ceil(pool.threads() * 2)).max(1)
 }
 
 /// Packs up to 16 rows; missing ones stay zero.
