@@ -16,7 +16,7 @@ use crate::memory::no_tensor;
 use crate::{page_cache, rows};
 
 /// Bytes the system is asked to have read before they are asked for.
-const READ_AHEAD: u64 = 64 << 20;
+const READ_AHEAD: u64 = 16 << 20;
 /// About as many tensors as a layer has.
 const LAYER: usize = 10;
 /// Formats put the next tensor on a multiple of this at most.
