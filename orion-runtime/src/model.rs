@@ -138,6 +138,7 @@ impl LocalRuntime {
         };
         // Weights are on their way already.
         let codec = Arc::new(TextCodec::from_header(header, config.vocab_size)?);
+        drop(source);
         let kv_tokens = options.kv_tokens.unwrap_or((4 * config.context_length).min(256 * 1024));
         let limits = Limits {
             max_batch: options.max_batch,
