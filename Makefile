@@ -182,7 +182,7 @@ bench-engine: models ## What the engine costs besides the model, and what it sav
 
 soak: SECONDS = 120
 soak: models ## Clients, cancels and faults for SECONDS (120): nothing is lost, memory does not grow
-	SECONDS=$(SECONDS) $(CARGO) bench --quiet --bench soak
+	SECONDS=$(SECONDS) $(CARGO) bench --quiet --workspace --bench soak
 
 bench-ttft: models ## Time to first token of MODEL while it arrives: predicted against measured
 	$(CARGO) bench --quiet --bench ttft -- --model "$(MODEL)" --responder
