@@ -201,7 +201,7 @@ router-reach: models ## Accuracy of the router on data it has not seen (minutes)
 	$(CARGO) test --release -p orion-router --test reach -- --ignored --nocapture --test-threads 1
 
 # Counters are kept in registers within loops; else threads that count the same line slow each other down many times over.
-coverage: models ## Line coverage of the tests, per crate (half an hour)
+coverage: models ## Line coverage of the tests, per crate (an hour)
 	@$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install cargo-tarpaulin --locked
 	RUSTFLAGS="-C llvm-args=--do-counter-promotion" $(CARGO) tarpaulin --engine llvm --release --workspace --skip-clean \
 	  --timeout 3600 --target-dir target/coverage --out Json --output-dir target/coverage >/dev/null

@@ -88,7 +88,7 @@ pub(crate) fn populate(bytes: &mut [u8]) {
     {
         // Not yet a name in libc for every C library.
         const MADV_POPULATE_WRITE: libc::c_int = 23;
-        /// Where pages are larger the system refuses what does not begin with one, and nothing is lost.
+        // Where pages are larger the system refuses what does not begin with one, and nothing is lost.
         const PAGE: usize = 4 << 10;
         let before = bytes.as_ptr().addr() % PAGE;
         let start = bytes.as_mut_ptr().wrapping_sub(before);

@@ -320,9 +320,9 @@ impl WeightSource for FileSource {
             self.read_ahead(index);
         }
         let (file, at) = (&self.files[info.file], info.offset + offset);
-        match file.fill_now(at, out) {
-            false if wait => file.fill(at, out).map(|()| true).map_err(about),
-            done => Ok(done),
+        match wait {
+            true => file.fill(at, out).map(|()| true).map_err(about),
+            false => Ok(file.fill_now(at, out)),
         }
     }
 

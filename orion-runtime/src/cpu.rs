@@ -239,7 +239,7 @@ fn pack(
         }
         if info.ty.bytes_of((reference.rows * reference.cols) as u64) == Some(info.bytes) {
             let mut packer = Packer::new_in(arena, info.ty, reference.rows, reference.cols).map_err(about)?;
-            if !fill(&mut packer, pool, source, reference.tensor).map_err(about)? {
+            if !fill(&mut packer, pool, source, reference.tensor, &about)? {
                 source.read(reference.tensor, packer.piece(), &mut |bytes| {
                     packer.push(pool, bytes).map_err(about)
                 })?;
@@ -261,10 +261,17 @@ fn pack(
 
 /// Packs what is in memory by the threads that read it, and waits for what is not; the pool is free meanwhile. `false` if the
 /// source has to be read from first to last.
-fn fill(packer: &mut Packer, pool: &ComputePool, source: &dyn WeightSource, tensor: usize) -> Result<bool> {
+fn fill(
+    packer: &mut Packer,
+    pool: &ComputePool,
+    source: &dyn WeightSource,
+    tensor: usize,
+    about: &dyn Fn(Error) -> Error,
+) -> Result<bool> {
     let mut part = Vec::new();
     loop {
-        packer.fill(pool, &|at, out| matches!(source.read_at(tensor, at, out, false), Ok(true)))?;
+        let now = |at, out: &mut [u8]| matches!(source.read_at(tensor, at, out, false), Ok(true));
+        packer.fill(pool, &now).map_err(about)?;
         let rest = packer.rest();
         if rest.is_empty() {
             return Ok(true);
@@ -273,7 +280,7 @@ fn fill(packer: &mut Packer, pool: &ComputePool, source: &dyn WeightSource, tens
         if !source.read_at(tensor, rest.start as u64, &mut part, true)? {
             return Ok(false);
         }
-        packer.push(pool, &part)?;
+        packer.push(pool, &part).map_err(about)?;
     }
 }
 

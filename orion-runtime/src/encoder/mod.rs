@@ -51,7 +51,7 @@ pub enum Precision {
     #[default]
     F32,
     /// 8-bit weights and activations with a scale per 32, by the CPU kernels; embeddings, norms and attention stay
-    /// in 32-bit floats. Twice as fast or more, at a cosine above 0.998 to the exact embedding.
+    /// in 32-bit floats. Faster, how much depends on the CPU, at a cosine above 0.998 to the exact embedding.
     Int8,
 }
 
