@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PROMPT ?= Explain in three sentences why the sky is blue.
 SECONDS ?= 60
+RUNS    ?=
+SANITIZER ?= address
 REGISTRY ?= models.json
 MODEL  ?= $(shell $(PYTHON) scripts/models.py --print-path smollm2)
 
@@ -24,11 +26,16 @@ DEMO   := target/demo
 # Python packages that checks against other programs need.
 TOOLS  := target/tools
 LARGE  ?=
+# What `make coverage` looks at, and `make mutants`.
+OF     ?= --workspace
+CRATE  ?= orion-resilience
 
 # Of the benches: what they are saved as, and what they are compared with.
 NAME   ?= latest
 BASE   ?=
 BUILT  := $${CARGO_TARGET_DIR:-target}
+
+ONE_CORE := $(shell command -v taskset >/dev/null 2>&1 && echo taskset -c 0)
 
 EXAMPLES := quickstart stream agents responsive progressive batch resilient async_stream \
   custom_source custom_gate custom_catalog custom_router custom_runtime custom_observer
@@ -124,6 +131,14 @@ consumer: models ## Build and run programs that depend on ORION from outside: on
 each-feature: ## Check every crate by itself with each feature alone
 	$(PYTHON) scripts/each_feature.py $(CARGO)
 
+api: ## Write the public API of every crate to docs/api, one item per line
+	@$(CARGO) public-api --version >/dev/null 2>&1 || $(CARGO) install cargo-public-api --locked --debug
+	$(PYTHON) scripts/api.py $(CARGO)
+
+api-check: ## Show what in the public API differs from docs/api
+	@$(CARGO) public-api --version >/dev/null 2>&1 || $(CARGO) install cargo-public-api --locked --debug
+	$(PYTHON) scripts/api.py --check $(CARGO)
+
 package: ## Package every crate as a registry would take it
 	$(CARGO) package --quiet --workspace --exclude orion-testkit --no-verify --allow-dirty
 
@@ -144,11 +159,15 @@ examples: models ## Run every example that runs by itself
 	$(CARGO) build --quiet --release --workspace --examples
 	for name in $(EXAMPLES); do echo "example $$name"; "$(BUILT)/release/examples/$$name" >/dev/null || exit 1; done
 
-fuzz: ## Fuzz every parser, SECONDS (60) each
+fuzz: ## Fuzz every parser for SECONDS (60) or RUNS inputs each; SANITIZER=none is faster, and then memory is held to 256 MB
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug
 	for target in $$($(CARGO) fuzz list); do \
-	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=$(SECONDS) || exit 1; \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s $(SANITIZER) $$target -- -max_total_time=$(SECONDS) $(addprefix -runs=,$(RUNS)) \
+	    -timeout=10 $(if $(filter none,$(SANITIZER)),-rss_limit_mb=256) || exit 1; \
 	done
+
+fuzz-cmin: ## Keep of what the fuzzers found only the inputs that reach something of their own
+	for target in $$($(CARGO) fuzz list); do RUSTC_BOOTSTRAP=1 $(CARGO) fuzz cmin -s none $$target || exit 1; done
 
 ##@ Measure
 bench: models ## Run the Criterion benches of all crates: make bench [NAME=latest] writes target/bench/NAME.md and .svg
@@ -170,7 +189,7 @@ scorecard: models ## The headline figures in one table: MODEL as halves, and opt
 	$(CARGO) build --quiet --release -p orion-engine --example responsive
 	mkdir -p $(DEMO)
 	$(PYTHON) scripts/scorecard.py "$(BUILT)/release/orion" "$(MODEL)" benches/data/licences.txt $(DEMO) \
-	  "$(BUILT)/release/examples/responsive" target/coverage/tarpaulin-report.json
+	  "$(BUILT)/release/examples/responsive" target/coverage/coverage.json
 
 bench-pipeline: models ## Seconds and memory of quantising and merging, beside llama.cpp's; LARGE=--large adds a 4 GB model
 	$(CARGO) build --quiet --release -p orion-cli
@@ -200,17 +219,20 @@ router-head: models ## Train models.head.safetensors, the head for the agents of
 router-reach: models ## Accuracy of the router on data it has not seen (minutes); first make router-data FROM=DIR
 	$(CARGO) test --release -p orion-router --test reach -- --ignored --nocapture --test-threads 1
 
-# Counters are kept in registers within loops; else threads that count the same line slow each other down many times over.
-coverage: models ## Line coverage of the tests, per crate (an hour)
-	@$(CARGO) tarpaulin --version >/dev/null 2>&1 || $(CARGO) install cargo-tarpaulin --locked
-	RUSTFLAGS="-C llvm-args=--do-counter-promotion" $(CARGO) tarpaulin --engine llvm --release --workspace --skip-clean \
-	  --timeout 3600 --target-dir target/coverage --out Json --output-dir target/coverage >/dev/null
-	$(PYTHON) scripts/coverage.py target/coverage/tarpaulin-report.json
+# Run on one core, and with counters kept in registers within loops: threads that count the same line slow each other down fifty times.
+coverage: export CARGO_TARGET_DIR := $(CURDIR)/target/coverage
+coverage: export RUSTFLAGS := -C llvm-args=--do-counter-promotion
+coverage: models ## Line coverage of the tests, per crate (an hour); make coverage [OF="-p orion-core"]
+	@$(CARGO) llvm-cov --version >/dev/null 2>&1 || $(CARGO) install cargo-llvm-cov --locked --debug
+	eval "$$($(CARGO) llvm-cov show-env --sh --no-cfg-coverage 2>/dev/null)" && $(CARGO) llvm-cov clean --profraw-only && \
+	  $(CARGO) $(TEST) --release $(OF) --no-run && $(ONE_CORE) $(CARGO) $(TEST) --release $(OF) && \
+	  $(CARGO) llvm-cov report --release --no-default-ignore-filename-regex --lcov --output-path "$$CARGO_TARGET_DIR/lcov.info"
+	$(PYTHON) scripts/coverage.py "$$CARGO_TARGET_DIR/lcov.info" --json "$$CARGO_TARGET_DIR/coverage.json"
 
-mutants: ## Change orion-resilience in small ways, and count which changes its tests catch (hours; goes on where it stopped)
+mutants: ## Change CRATE in small ways, and count which changes its tests catch (hours; goes on where it stopped)
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants --locked
-	CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 $(CARGO) mutants --package orion-resilience --iterate --timeout 120 \
-	  --jobs 1 --output target
+	CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 $(CARGO) mutants --package $(CRATE) --iterate --timeout 30 \
+	  --jobs 1 --output target/mutants/$(CRATE)
 
 ##@ Before a commit
 check: lint doc deny package test examples consumer soak ## Everything CI checks: format, clippy, docs, dependencies, packages, tests, examples, consumers, a soak

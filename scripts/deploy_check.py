@@ -20,6 +20,7 @@ TARGETS = (
     ("deny", "licences and sources of all dependencies are allowed"),
     ("package", "every crate packages"),
     ("each-feature", "every crate builds by itself with each feature alone"),
+    ("api-check", "the public API is the one in docs/api"),
     ("registry-validate", "models.json is valid"),
     ("test", "all tests pass, those of the documents too"),
     ("test-references", "as do those on Gemma and on the vocabularies of 20 families"),

@@ -233,7 +233,7 @@ def main():
         print(f"| | before | after | change |\n|---|---|---|---|")
         for key, was in before.items():
             now = after[key]
-            change = f"{100 * (now / was - 1):+.0f} %" if was > 0 else ""
+            change = f"{100 * (now / was - 1):+.0f} %" if was >= 0.005 else ""
             print(f"| {key} | {was:.2f} | {now:.2f} | {change} |")
         print(f"\nKL divergence {done['verify']['kl_divergence']:.4f} over {done['verify']['scored']} tokens.")
         if responsive:
@@ -242,9 +242,8 @@ def main():
             print(f"\nLongest a caller was held up while the model loaded and answered: {longest[1] if longest else 'not said'}.")
         if coverage and os.path.isfile(coverage):
             with open(coverage, encoding="utf-8") as file:
-                files = json.load(file)["files"]
-            covered, coverable = (sum(file[key] for file in files) for key in ("covered", "coverable"))
-            print(f"\nLine coverage of the tests: {100 * covered / coverable:.1f} %.")
+                share = json.load(file)["line_coverage_percent"]["all"]
+            print(f"\nLine coverage of the tests: {share:.1f} %.")
         else:
             print("\nLine coverage: `make coverage` measures it.")
         large = os.path.join(scratch, "1b.gguf")

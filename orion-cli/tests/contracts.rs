@@ -176,6 +176,13 @@ fn bench_reports_median_least_and_most() {
         assert!(0.0 < min && min <= median && median <= max);
     }
     assert!(report["load_s"].as_f64().unwrap() > 0.0 && report["peak_rss_mb"].as_f64().unwrap() > 0.0);
+    assert_eq!((&report["depth"], &report["streams"]), (&0.into(), &1.into()));
+    let deep = ["-p", "0", "-n", "4", "-d", "40", "-s", "3", "-t", "2", "-r", "1", "--json"];
+    let report = succeeds(&on_model("bench", &deep));
+    assert_eq!((&report["depth"], &report["streams"]), (&40.into(), &3.into()));
+    assert!(report["decode_tps"]["median"].as_f64().unwrap() > 0.0 && report["prefill_tps"].is_null());
+    let refused = on_model("bench", &["-p", "0", "-n", "1", "-d", "40"]);
+    assert_eq!(refused.status.code(), Some(2));
 }
 
 #[test]

@@ -54,9 +54,6 @@ impl Backoff {
     /// The longest wait after `attempt` failures before this one.
     #[must_use]
     pub fn ceiling(&self, attempt: u32) -> Duration {
-        if attempt == 0 || self.factor == 1.0 {
-            return self.base.min(self.cap);
-        }
         let growth = self.factor.powi(i32::try_from(attempt).unwrap_or(i32::MAX));
         let wait = Duration::try_from_secs_f64(self.base.as_secs_f64() * growth).unwrap_or(self.cap);
         wait.min(self.cap)

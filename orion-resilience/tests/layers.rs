@@ -60,6 +60,35 @@ fn retries_wait_longer_each_time_and_end() {
 }
 
 #[test]
+fn a_seed_repeats_the_jitter() {
+    let slept = |seed: Option<u64>| {
+        let noted = Arc::new(Noted::default());
+        let fails = |_: &(), _: &Context| -> Result<()> { Err(broken()) };
+        let policy =
+            RetryPolicy::new().attempts(6).backoff(Backoff::exponential(SECOND, 60 * SECOND).jitter(1.0));
+        let retry = Retry::new(fails, policy, Arc::new(RetryBudget::default()), noted.clone());
+        let retry = if let Some(seed) = seed { retry.seed(seed) } else { retry };
+        retry.call(&(), &context(&ManualClock::new())).unwrap_err();
+        std::mem::take(&mut *noted.0.lock().unwrap())
+    };
+    assert_eq!(slept(Some(7)).len(), 5);
+    assert_eq!(slept(Some(7)), slept(Some(7)));
+    assert_ne!(slept(Some(7)), slept(Some(8)));
+    assert_ne!(slept(None), slept(None));
+}
+
+#[test]
+fn parts_of_a_deadline_are_never_later_than_the_whole() {
+    let clock = ManualClock::new();
+    let now = clock.now();
+    assert_eq!(Deadline::never(Arc::new(clock.clone())).at(), None);
+    let whole = Deadline::after(Arc::new(clock.clone()), 10 * SECOND);
+    assert_eq!(whole.at(), Some(now.after(10 * SECOND)));
+    assert_eq!(whole.within(3 * SECOND).at(), Some(now.after(3 * SECOND)));
+    assert_eq!(whole.within(30 * SECOND).at(), whole.at());
+}
+
+#[test]
 fn only_errors_that_may_pass_are_retried() {
     let calls = |error: fn() -> Error| retry_of(RetryPolicy::new(), error, 9).1;
     assert_eq!(calls(|| Error::new(ErrorKind::Io, "x")), 3);
@@ -181,7 +210,10 @@ fn a_bulkhead_has_so_many_places_per_model() {
     let other = Bulkhead::acquire(&bulkhead, &small).unwrap();
     assert!(Bulkhead::acquire(&bulkhead, &small).is_err());
     assert_eq!((bulkhead.used(&big), bulkhead.used(&small)), (2, 1));
-    drop((places, other));
+    let [first, second] = places;
+    drop(first);
+    assert_eq!((bulkhead.used(&big), bulkhead.used(&small)), (1, 1));
+    drop((second, other));
     assert_eq!((bulkhead.used(&big), bulkhead.used(&small)), (0, 0));
     let panicking = Limited::new(
         |_: &(), _: &Context| -> Result<()> { resume_unwind(Box::new("x")) },

@@ -74,7 +74,7 @@ fn callers_are_served_in_turn() {
 /// A flood of low priority: the high one is next, and the oldest low one is not forgotten.
 #[test]
 fn priority_goes_first_and_ageing_bounds_the_wait_of_the_rest() {
-    let settings = QueueSettings::new().max_requests(5000).ageing(10 * SECOND);
+    let settings = QueueSettings::new().max_requests(5000).ageing(5 * SECOND);
     let (queue, clock) = queue(settings);
     for n in 0..1000 {
         queue.submit(Submission::new(n).caller("batch").priority(Priority::Low)).unwrap();
@@ -91,8 +91,8 @@ fn priority_goes_first_and_ageing_bounds_the_wait_of_the_rest() {
         }
         clock.advance(SECOND);
     }
-    // Two classes up take 20 s; then the callers take turns.
-    assert_eq!(low_served_at, Some(21));
+    // Two classes up take 10 s; then the callers take turns.
+    assert_eq!(low_served_at, Some(11));
 }
 
 #[test]
@@ -124,6 +124,8 @@ fn tokens_are_bounded_besides_requests() {
     queue.try_next().unwrap().complete(0);
     submit(60).unwrap();
     assert_eq!(queue.statistics().queued_tokens, 100);
+    assert_eq!(rest(&queue), [40, 60]);
+    submit(100).expect("as many as it holds");
 }
 
 #[test]
@@ -241,6 +243,92 @@ fn a_draining_queue_takes_nothing_and_gives_what_it_has() {
     queue.shutdown();
     queue.drain();
     assert_eq!(queue.statistics().phase, QueuePhase::Stopped);
+}
+
+/// One ring wakes one worker: who takes something and leaves more rings for the next.
+#[test]
+fn all_workers_wake_for_what_came_at_once() {
+    const WORKERS: u32 = 4;
+    let (queue, _) = queue(QueueSettings::new());
+    queue.pause();
+    let (took, taken) = bounded(4);
+    let all = Arc::new(Barrier::new(WORKERS as usize));
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|_| {
+            let (queue, took, all) = (queue.clone(), took.clone(), Arc::clone(&all));
+            std::thread::spawn(move || {
+                let work = queue.next_timeout(20 * SECOND).expect("work for everyone");
+                took.send(()).unwrap();
+                // Nobody comes back for a second one.
+                all.wait();
+                answer_with_itself(work)
+            })
+        })
+        .collect();
+    (0..WORKERS).for_each(|n| drop(put(&queue, n)));
+    std::thread::sleep(Duration::from_millis(50));
+    queue.resume();
+    (0..WORKERS).for_each(|_| taken.recv_timeout(10 * SECOND).expect("every worker takes one"));
+    let mut done: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+    done.sort_unstable();
+    assert_eq!(done, [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_drained_queue_sends_its_workers_home_while_the_last_request_runs() {
+    let (queue, _) = queue(QueueSettings::new());
+    queue.pause();
+    let (said, heard) = bounded(2);
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            let (queue, said) = (queue.clone(), said.clone());
+            std::thread::spawn(move || {
+                let work = queue.next();
+                said.send(work.is_some()).unwrap();
+                work
+            })
+        })
+        .collect();
+    let ticket = put(&queue, 5);
+    // Both sleep again: what came did not concern them yet.
+    std::thread::sleep(Duration::from_millis(50));
+    queue.drain();
+    let mut found = [(); 2].map(|()| heard.recv_timeout(10 * SECOND).expect("both hear of it"));
+    found.sort_unstable();
+    assert_eq!(found, [false, true]);
+    let work = both.into_iter().filter_map(|worker| worker.join().unwrap()).next().unwrap();
+    answer_with_itself(work);
+    assert_eq!(answer(ticket), Ok(5));
+}
+
+#[test]
+fn one_waits_for_what_runs_and_for_what_is_queued() {
+    let (queue, _) = queue(QueueSettings::new());
+    assert!(queue.wait_idle(Duration::MAX), "nothing to wait for");
+    queue.join();
+    let done = Arc::new(AtomicUsize::new(0));
+    for wait in [|queue: &Queue| assert!(queue.wait_idle(60 * SECOND)), |queue: &Queue| queue.join()] {
+        done.store(0, Ordering::SeqCst);
+        let tickets = [put(&queue, 0), put(&queue, 1)];
+        let running = queue.next_timeout(SECOND).expect("there is work now");
+        assert!(!queue.wait_idle(Duration::from_millis(1)));
+        let worker = std::thread::spawn({
+            let (queue, done) = (queue.clone(), Arc::clone(&done));
+            move || {
+                std::thread::sleep(Duration::from_millis(30));
+                done.fetch_add(1, Ordering::SeqCst);
+                answer_with_itself(running);
+                let last = queue.next().expect("the second");
+                std::thread::sleep(Duration::from_millis(30));
+                done.fetch_add(1, Ordering::SeqCst);
+                answer_with_itself(last);
+            }
+        });
+        wait(&queue);
+        assert_eq!(done.load(Ordering::SeqCst), 2);
+        assert_eq!(tickets.map(answer), [Ok(0), Ok(1)]);
+        worker.join().unwrap();
+    }
 }
 
 /// Shutdown under load: eight run, fifty are queued.
@@ -406,6 +494,11 @@ fn waits_are_estimated_from_the_pace_of_late() {
     assert_eq!(queue.predicted_wait(), Some(6 * SECOND), "failures say nothing about the pace");
     let (_, receipt) = queue.try_next().unwrap().split();
     assert_eq!(receipt.waited(), 20 * SECOND);
+    assert_eq!(queue.predicted_wait(), Some(Duration::ZERO), "one of two is free");
+    let last = submit(20);
+    let running = queue.try_next().unwrap();
+    assert_eq!(queue.predicted_wait(), Some(6 * SECOND), "half of what both run");
+    drop((receipt, running, last));
 }
 
 #[test]

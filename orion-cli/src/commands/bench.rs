@@ -17,9 +17,15 @@ pub(crate) struct Bench {
     /// Prompt tokens of a prefill; 0 leaves it out
     #[arg(short = 'p', long = "prompt-tokens", value_name = "N", default_value_t = 512)]
     prompt_tokens: usize,
-    /// Tokens to decode from an empty context; 0 leaves it out
+    /// Tokens to decode; 0 leaves it out
     #[arg(short = 'n', long = "decode-tokens", value_name = "N", default_value_t = 128)]
     decode_tokens: u32,
+    /// Tokens that are in the context before those
+    #[arg(short = 'd', long, value_name = "N", default_value_t = 0)]
+    depth: usize,
+    /// Sequences that decode at once; the rate is that of all together
+    #[arg(short = 's', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=8))]
+    streams: u16,
     /// Runs, after one that does not count
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
@@ -39,22 +45,27 @@ impl Bench {
             let message = "--save needs an id of the registry as --model; `orion registry add` makes one";
             return Err(Error::invalid(message).about(self.model.model.clone()));
         }
+        if self.depth > 0 && self.decode_tokens == 1 {
+            let message = "the first token comes with the context: --decode-tokens must be 0 or at least 2";
+            return Err(Error::invalid(message).about("--depth"));
+        }
         let began = Instant::now();
         let model = self.model.open_named(&named)?;
         model.wait_loaded()?;
         let load_s = began.elapsed().as_secs_f64();
-        let tokens = random_tokens(self.prompt_tokens.max(1), model.config().vocab_size);
+        let tokens = random_tokens(self.prompt_tokens.max(self.depth).max(1), model.config().vocab_size);
+        let (prompt, before) = (&tokens[..self.prompt_tokens], &tokens[..self.depth.max(1)]);
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for run in 0..=self.runs {
             if self.prompt_tokens > 0 {
                 let began = Instant::now();
-                model.evaluate(&tokens, Positions::Last, |_, _| {})?;
+                model.evaluate(prompt, Positions::Last, |_, _| {})?;
                 let rate = self.prompt_tokens as f64 / began.elapsed().as_secs_f64();
                 prefill.extend((run > 0).then_some(rate));
             }
             if self.decode_tokens > 0 {
-                let seconds = decode_run(&model, tokens[0], self.decode_tokens)?;
-                decode.extend((run > 0).then_some(f64::from(self.decode_tokens) / seconds));
+                let rate = decode_run(&model, before, self.decode_tokens, self.streams)?;
+                decode.extend((run > 0).then_some(rate));
             }
         }
         let ttft_ms = match self.save && self.prompt_tokens > 0 {
@@ -68,6 +79,8 @@ impl Bench {
             "peak_rss_mb": output::peak_rss_mb(),
             "p": self.prompt_tokens,
             "n": self.decode_tokens,
+            "depth": self.depth,
+            "streams": self.streams,
             "runs": self.runs,
             "threads": self.model.threads(),
             "executor": model.info().executor,
@@ -154,20 +167,31 @@ fn date(mut days: u64) -> String {
     format!("{year}-{month:02}-{:02}", days + 1)
 }
 
-/// Seconds to decode `count` tokens greedily from an empty context.
-fn decode_run(model: &LocalModel, first: TokenId, count: u32) -> Result<f64> {
-    let prompt = Prompt::Tokens(vec![first]);
-    let mut generation = Generation::new(prompt).sampling(SamplingParams::greedy()).max_tokens(count);
+/// Tokens per second of `streams` sequences that decode `count` tokens each, greedily, after `before`.
+fn decode_run(model: &LocalModel, before: &[TokenId], count: u32, streams: u16) -> Result<f64> {
+    let mut generation =
+        Generation::new(Prompt::Tokens(before.to_vec())).sampling(SamplingParams::greedy()).max_tokens(count);
     generation.ignore_eos = true;
     let began = Instant::now();
-    let done = model.generate(generation)?;
-    if done.usage.completion_tokens != count {
-        return Err(Error::invalid(format!(
-            "the context ended after {} tokens",
-            done.usage.completion_tokens
-        )));
+    let running = (0..streams).map(|_| model.stream(generation.clone())).collect::<Result<Vec<_>>>()?;
+    let mut prefilled = Duration::ZERO;
+    for stream in running {
+        let done = stream.completion()?;
+        if done.usage.completion_tokens != count {
+            return Err(Error::invalid(format!(
+                "the context ended after {} tokens",
+                done.usage.completion_tokens
+            )));
+        }
+        prefilled = prefilled.max(done.timings.ttft);
     }
-    Ok(began.elapsed().as_secs_f64())
+    let seconds = began.elapsed().as_secs_f64();
+    let tokens = f64::from(streams) * f64::from(count);
+    Ok(match before.len() {
+        1 => tokens / seconds,
+        // The context takes its own time, and yields the first token of each.
+        _ => (tokens - f64::from(streams)) / (seconds - prefilled.as_secs_f64()),
+    })
 }
 
 /// The same tokens on every machine: a linear congruential generator's upper bits.

@@ -274,9 +274,7 @@ impl CircuitBreaker {
                     wait = ?event.wait, "circuit breaker changed state");
             });
             let panics = hooks.iter().filter(|hook| !shielded(|| hook(&event))).count() + usize::from(!log);
-            if panics > 0 {
-                lock(&self.core).hook_panics += panics as u64;
-            }
+            lock(&self.core).hook_panics += panics as u64;
         }
     }
 }
