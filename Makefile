@@ -148,6 +148,13 @@ test-references: models models-gemma ## Tests that need more files: Gemma, and t
 	$(CARGO) test --release -p orion-runtime --test vocab_memory -- --nocapture
 	$(CARGO) test --release -p orion-runtime --test twin -- --include-ignored
 
+NEON := aarch64-unknown-linux-gnu
+test-neon: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER := aarch64-linux-gnu-gcc
+test-neon: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := qemu-aarch64 -L /usr/aarch64-linux-gnu
+test-neon: ## Run the tests of the kernels as an Arm CPU would (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user)
+	rustup target add $(NEON)
+	$(CARGO) test --release -p orion-kernels --target $(NEON) --tests
+
 test-outputs: models ## Open what ORION writes in llama.cpp and in the package safetensors (fetched once), and compare perplexity
 	$(CARGO) build --quiet --release -p orion-cli
 	test -x $(TOOLS)/bin/python || { $(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/pip install --quiet numpy safetensors; }

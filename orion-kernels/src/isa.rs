@@ -45,7 +45,7 @@ macro_rules! verified {
                     #[cfg(target_arch = "x86_64")]
                     if $(is_x86_feature_detected!($feature))&&+ {
                         let candidate = Self(Avx2::detect()?);
-                        return crate::gemm::vnni::agrees_with_reference(Isa::$name(candidate), 256)
+                        return crate::gemm::fours::agrees_with_reference(Isa::$name(candidate), 256)
                             .then_some(candidate);
                     }
                     None
@@ -56,6 +56,28 @@ macro_rules! verified {
 }
 verified!(Avx512Vnni, "avx512f", "avx512bw", "avx512vnni");
 verified!(AvxVnni, "avxvnni");
+
+/// Proof that the CPU has NEON with products of bytes in fours (`sdot`), and that they are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neon(());
+
+impl Neon {
+    /// The token, if this CPU has the instructions and products are right.
+    #[must_use]
+    pub fn detect() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        {
+            static FOUND: OnceLock<Option<Neon>> = OnceLock::new();
+            return *FOUND.get_or_init(|| {
+                let there = std::arch::is_aarch64_feature_detected!("dotprod");
+                (there && crate::gemm::fours::agrees_with_reference(Isa::Neon(Self(())), 256))
+                    .then_some(Self(()))
+            });
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        None
+    }
+}
 
 /// An instruction set with kernels of its own. Every set computes the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,19 +91,21 @@ pub enum Isa {
     AvxVnni(AvxVnni),
     /// AVX2, and the integer product in 512-bit vectors with VNNI.
     Avx512Vnni(Avx512Vnni),
+    /// Arm's 128-bit vectors, with the integer product in fours.
+    Neon(Neon),
     /// The VNNI product with AVX2's instructions.
     #[cfg(test)]
     Imitated(Avx2),
 }
 
 /// The names [`Isa::from_name`] takes, the slowest first.
-const NAMES: [&str; 4] = ["scalar", "avx2", "avxvnni", "avx512vnni"];
+const NAMES: [&str; 5] = ["scalar", "avx2", "avxvnni", "avx512vnni", "neon"];
 
 impl Isa {
     /// The token for AVX2, if this set holds it.
     pub(crate) fn avx2(self) -> Option<Avx2> {
         match self {
-            Self::Scalar => None,
+            Self::Scalar | Self::Neon(_) => None,
             Self::Avx2(avx2) | Self::AvxVnni(AvxVnni(avx2)) | Self::Avx512Vnni(Avx512Vnni(avx2)) => {
                 Some(avx2)
             }
@@ -97,10 +121,11 @@ impl Isa {
         all.extend(Avx2::detect().map(Self::Avx2));
         all.extend(AvxVnni::detect().map(Self::AvxVnni));
         all.extend(Avx512Vnni::detect().map(Self::Avx512Vnni));
+        all.extend(Neon::detect().map(Self::Neon));
         all
     }
 
-    /// The set in use: what the variable `ORION_ISA` names (`scalar`, `avx2`, `avxvnni`, `avx512vnni`), else the best one available.
+    /// The set in use: what the variable `ORION_ISA` names (`scalar`, `avx2`, `avxvnni`, `avx512vnni`, `neon`), else the best one available.
     /// Read once per process.
     ///
     /// # Errors
@@ -124,6 +149,7 @@ impl Isa {
             .map(Self::Avx512Vnni)
             .or_else(|| AvxVnni::detect().map(Self::AvxVnni))
             .or_else(|| Avx2::detect().map(Self::Avx2))
+            .or_else(|| Neon::detect().map(Self::Neon))
             .unwrap_or(Self::Scalar)
     }
 
@@ -151,6 +177,7 @@ impl Isa {
             Self::Avx2(_) => NAMES[1],
             Self::AvxVnni(_) => NAMES[2],
             Self::Avx512Vnni(_) => NAMES[3],
+            Self::Neon(_) => NAMES[4],
             #[cfg(test)]
             Self::Imitated(_) => "imitated",
         }

@@ -26,7 +26,7 @@ pub use attention::PAGE_TOKENS;
 pub use blocks::{dequantize, quantize};
 pub use decoder::{Block, DecoderShape, Embedding, Head, KvStore, Norm, Projection, Rope, Stages, Workspace};
 pub use encoder::{EncoderBlock, EncoderShape, EncoderWorkspace, LayerNorm};
-pub use isa::{Avx2, Avx512Vnni, AvxVnni, Isa};
+pub use isa::{Avx2, Avx512Vnni, AvxVnni, Isa, Neon};
 pub use linear::{LinearScratch, linear};
 pub use math::{Activation, activate_rows, layer_norm, rms_norm, soft_cap, top_k};
 pub use pool::{ComputePool, Region};

@@ -1,7 +1,7 @@
-//! Eight f32 lanes: one trait, a plain and an AVX2 implementation that compute the same bits.
+//! Eight f32 lanes: one trait, with a plain, an AVX2 and a NEON implementation that compute the same bits.
 //!
 //! Kernels over floats are written once, generic over [`Lanes`], and stamped out per instruction set by
-//! [`dispatch`]. Fused multiply-add is fused in both.
+//! [`dispatch`]. Fused multiply-add is fused in all.
 #![allow(unsafe_code, reason = "vector loads and stores, intrinsics")]
 
 use crate::isa::Isa;
@@ -299,6 +299,133 @@ pub(crate) mod avx2 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon {
+    use super::Lanes;
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+
+    /// Eight lanes in two registers.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Neon8(float32x4_t, float32x4_t);
+
+    #[inline(always)]
+    fn map(v: Neon8, f: impl Fn(float32x4_t) -> float32x4_t) -> Neon8 {
+        Neon8(f(v.0), f(v.1))
+    }
+
+    #[inline(always)]
+    fn zip(a: Neon8, b: Neon8, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) -> Neon8 {
+        Neon8(f(a.0, b.0), f(a.1, b.1))
+    }
+
+    // Every AArch64 CPU has these instructions; memory is readable and writable by the trait's contract.
+    #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all: see the line above")]
+    impl Lanes for Neon8 {
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            unsafe { Self(vdupq_n_f32(value), vdupq_n_f32(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(vld1q_f32(from), vld1q_f32(from.add(4))) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            // The standard library has no stable name for these conversions.
+            unsafe {
+                let halves = vld1q_u16(from);
+                let (low, high): (float32x4_t, float32x4_t);
+                asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) low, in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
+                asm!("fcvtl2 {0:v}.4s, {1:v}.8h", out(vreg) high, in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
+                Self(low, high)
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe {
+                vst1q_f32(to, self.0);
+                vst1q_f32(to.add(4), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_f16(self, to: *mut u16) {
+            unsafe {
+                let mut halves: uint16x8_t;
+                asm!("fcvtn {0:v}.4h, {1:v}.4s", out(vreg) halves, in(vreg) self.0, options(pure, nomem, nostack, preserves_flags));
+                asm!("fcvtn2 {0:v}.8h, {1:v}.4s", inout(vreg) halves, in(vreg) self.1, options(pure, nomem, nostack, preserves_flags));
+                vst1q_u16(to, halves);
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_i8(self, to: *mut i8) {
+            unsafe {
+                let words =
+                    vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(self.0)), vqmovn_s32(vcvtnq_s32_f32(self.1)));
+                vst1_s8(to, vqmovn_s16(words));
+            }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            zip(self, other, |a, b| unsafe { vaddq_f32(a, b) })
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            zip(self, other, |a, b| unsafe { vsubq_f32(a, b) })
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            zip(self, other, |a, b| unsafe { vmulq_f32(a, b) })
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            zip(self, other, |a, b| unsafe { vdivq_f32(a, b) })
+        }
+        #[inline(always)]
+        fn fma(self, factor: Self, addend: Self) -> Self {
+            unsafe { Self(vfmaq_f32(addend.0, self.0, factor.0), vfmaq_f32(addend.1, self.1, factor.1)) }
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            zip(self, other, |a, b| unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) })
+        }
+        #[inline(always)]
+        fn min(self, other: Self) -> Self {
+            zip(self, other, |a, b| unsafe { vbslq_f32(vcltq_f32(a, b), a, b) })
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            map(self, |v| unsafe { vabsq_f32(v) })
+        }
+        #[inline(always)]
+        fn copysign(self, sign: Self) -> Self {
+            zip(self, sign, |v, sign| unsafe { vbslq_f32(vdupq_n_u32(1 << 31), sign, v) })
+        }
+        #[inline(always)]
+        fn round(self) -> Self {
+            map(self, |v| unsafe { vrndnq_f32(v) })
+        }
+        #[inline(always)]
+        fn exp2_int(self) -> Self {
+            map(self, |v| unsafe {
+                let exponent = vaddq_s32(vcvtnq_s32_f32(v), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+            })
+        }
+        #[inline(always)]
+        fn where_less(self, a: Self, b: Self, other: Self) -> Self {
+            let choose = |v, a, b, other| unsafe { vbslq_f32(vcltq_f32(a, b), v, other) };
+            Self(choose(self.0, a.0, b.0, other.0), choose(self.1, a.1, b.1, other.1))
+        }
+        #[inline(always)]
+        fn to_array(self) -> [f32; 8] {
+            let mut out = [0.0; 8];
+            unsafe { self.store(out.as_mut_ptr()) };
+            out
+        }
+    }
+}
+
 /// A kernel over lanes, as a value, so that one dispatch serves all.
 pub(crate) trait Kernel {
     type Output;
@@ -309,20 +436,21 @@ pub(crate) trait Kernel {
 /// Runs a kernel on an instruction set.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
-    match isa.avx2() {
-        None => kernel.run::<Plain8>(),
-        #[cfg(target_arch = "x86_64")]
-        Some(_) => {
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
-                kernel.run::<avx2::Avx8>()
-            }
-            // SAFETY: an `Avx2` token exists, so the CPU has the instructions.
-            unsafe { with_avx2(kernel) }
+    #[cfg(target_arch = "x86_64")]
+    if isa.avx2().is_some() {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn with_avx2<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<avx2::Avx8>()
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        Some(_) => kernel.run::<Plain8>(),
+        // SAFETY: an `Avx2` token exists, so the CPU has the instructions.
+        return unsafe { with_avx2(kernel) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if let Isa::Neon(_) = isa {
+        return kernel.run::<neon::Neon8>();
+    }
+    let _ = isa;
+    kernel.run::<Plain8>()
 }
 
 #[cfg(test)]

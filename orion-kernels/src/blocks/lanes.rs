@@ -3,6 +3,7 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
+#[cfg(target_arch = "x86_64")]
 use crate::isa::Avx2;
 
 /// Rounds to the nearest integer, half to even, by the addition that leaves the integer in the low bits.

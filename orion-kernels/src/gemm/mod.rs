@@ -10,10 +10,13 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_direct;
 mod float;
+pub(crate) mod fours;
 mod kind;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod vnni;
+mod vnni;
 
 use orion_core::TensorType;
 
@@ -72,6 +75,8 @@ pub(crate) unsafe fn tile_product(
                     Isa::AvxVnni(_) => vnni::sweep_256(&part, view),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512Vnni(_) => vnni::sweep_512(&part, view),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon(_) => neon::sweep(&part, view),
                     #[cfg(all(test, target_arch = "x86_64"))]
                     Isa::Imitated(_) => vnni::sweep_imitated(&part, view),
                     _ => plain::sweep(&part, view),
