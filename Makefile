@@ -26,6 +26,7 @@ DEMO   := target/demo
 # Python packages that checks against other programs need.
 TOOLS  := target/tools
 LARGE  ?=
+MORE   ?=
 # What `make coverage` looks at, and `make mutants`.
 OF     ?= --workspace
 CRATE  ?= orion-resilience
@@ -187,9 +188,10 @@ bench-compare: ## Compare two of them: make bench-compare BASE=before [NAME=late
 bench-model: models ## Tokens per second, load time and memory of MODEL
 	$(ORION) bench --model "$(MODEL)"
 
-bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns
+bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns; MORE=--more adds a busy neighbour, a long context, streams
 	$(CARGO) build --quiet --release -p orion-cli
-	$(PYTHON) scripts/bench_peers.py "$(MODEL)"
+	$(CARGO) build --quiet --release -p orion-kernels --example bandwidth
+	$(PYTHON) scripts/bench_peers.py "$(MODEL)" $(MORE)
 
 scorecard: models ## The headline figures in one table: MODEL as halves, and optimised
 	$(CARGO) build --quiet --release -p orion-cli

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """Measures ORION beside llama.cpp on one model, in turns, so that a busy moment of the machine hits both.
 
-    scripts/bench_peers.py MODEL [-p 512] [-n 128] [-t 2] [-r 3] [--rounds 3]
+    scripts/bench_peers.py MODEL [-p 512] [-n 128] [-t 2] [-r 3] [--rounds 3] [--more]
 
 Each round is one process of either: `orion bench` (built in target/release, or $ORION_BIN) and scripts/peer.py, which fetches a
-prebuilt llama.cpp once into $WORK. Prints the median, least and
-greatest over the rounds; the memory of llama.cpp is without that of the Python around it.
+prebuilt llama.cpp once into $WORK. Prints the median, least and greatest over the rounds; the memory of llama.cpp is without that
+of the Python around it. Beside them stands what memory delivers to as many threads, measured in every round, and how much of
+it decoding takes.
+
+--more adds: both with a process that keeps one core busy, and ORION with 4,096 tokens in its context, and with eight sequences.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -30,6 +34,53 @@ def last_json(command):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@contextlib.contextmanager
+def busy_core():
+    """A process that takes one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    spins = f"import os; os.sched_setaffinity(0, [{cores[0]}])\nwhile True: pass"
+    neighbour = subprocess.Popen([sys.executable, "-c", spins])
+    try:
+        yield
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+
+
+class Weights:
+    """What a token reads, of a GGUF."""
+
+    def __init__(self, orion, path):
+        told = json.loads(subprocess.run([orion, "inspect", path, "--json"], stdout=subprocess.PIPE, check=True).stdout)
+        tensors = {tensor["name"]: tensor["bytes"] for tensor in told["tensors"]}
+        # A table that is no output matrix, too, is looked up by the row.
+        table = tensors["token_embd.weight"] if "output.weight" in tensors else 0
+        self.bytes = sum(tensors.values()) - table
+        shape = told["model"]
+        self.kv_bytes_per_token = 2 * 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"]
+
+
+def middle(values):
+    return statistics.median(values)
+
+
+def more(args, commands, results, weights, bandwidth):
+    alone = {name: middle([result["decode_tps"]["median"] for result in results[name]]) for name in commands}
+    print()
+    for name, command in commands.items():
+        with busy_core():
+            rate = last_json(command)["decode_tps"]["median"]
+        print(f"{name} while a process keeps one core busy: {rate:.1f} tokens/s, {100 * rate / alone[name]:.0f} % of {alone[name]:.1f}")
+    orion = commands["orion"]
+    decode = [*orion[:4], "-p", "0", "-n", args.n, "-t", args.t, "-r", args.r, "--json"]
+    rate = {depth: last_json([*decode, "--depth", depth])["decode_tps"]["median"] for depth in ("0", "4096")}
+    bound = 1 / rate["0"] + 4096 * weights.kv_bytes_per_token / (bandwidth * 1e9)
+    print(f"orion with 4096 tokens in the context: {rate['4096']:.1f} tokens/s, {1e3 / rate['4096']:.2f} ms each; without "
+          f"{1e3 / rate['0']:.2f} ms, with the reading of keys and values {1e3 * bound:.2f} ms: {1 / rate['4096'] / bound:.2f} x")
+    together = last_json([*decode, "--streams", "8"])["decode_tps"]["median"]
+    print(f"orion with 8 sequences at once: {together:.1f} tokens/s in all, {together / rate['0']:.2f} x one")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -38,6 +89,7 @@ def main():
     parser.add_argument("-t", default="2", help="threads")
     parser.add_argument("-r", default="3", help="runs in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--more", action="store_true", help="also a busy neighbour, a long context, eight sequences")
     args = parser.parse_args()
     common = ["-p", args.p, "-n", args.n, "-t", args.t, "-r", args.r]
     orion = os.environ.get("ORION_BIN") or str(target_dir() / "release/orion")
@@ -45,20 +97,32 @@ def main():
         "orion": [orion, "bench", "--model", args.model, *common, "--json"],
         "llama.cpp": [sys.executable, str(ROOT / "scripts/peer.py"), "bench", args.model, *common],
     }
-    results = {name: [] for name in commands}
+    weights = Weights(orion, args.model)
+    reads = [str(target_dir() / "release/examples/bandwidth"), str(weights.bytes), args.t]
+    results, bandwidths = {name: [] for name in commands}, []
     for turn in range(args.rounds):
+        bandwidths.append(float(subprocess.run(reads, stdout=subprocess.PIPE, check=True, text=True).stdout))
         for name, command in commands.items():
             print(f"round {turn + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
             results[name].append(last_json(command))
     rows = [("prefill tokens/s", lambda r: r["prefill_tps"]["median"]), ("decode tokens/s", lambda r: r["decode_tps"]["median"]),
             ("load s", lambda r: r["load_s"]), ("peak RSS MB", lambda r: r["peak_rss_mb"] - r.get("python_rss_mb", 0))]
-    print(f"{'':18}" + "".join(f"{name:>28}" for name in commands))
+    print(f"{'':18}" + "".join(f"{name:>28}" for name in commands) + f"{'ratio':>8}")
     for title, pick in rows:
-        cells = []
+        cells, medians = [], []
         for name in commands:
             values = [pick(result) for result in results[name]]
-            cells.append(f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})")
-        print(f"{title:18}" + "".join(f"{cell:>28}" for cell in cells))
+            medians.append(middle(values))
+            cells.append(f"{medians[-1]:.2f} ({min(values):.2f} - {max(values):.2f})")
+        print(f"{title:18}" + "".join(f"{cell:>28}" for cell in cells) + f"{medians[0] / medians[1]:>8.2f}")
+    bandwidth = middle(bandwidths)
+    print(f"\n{args.t} threads read {bandwidth:.1f} GB/s of a buffer of {weights.bytes / 1e6:.0f} MB ({min(bandwidths):.1f} - "
+          f"{max(bandwidths):.1f}); decoding reads that many per token:")
+    for name in commands:
+        took = weights.bytes * middle([result["decode_tps"]["median"] for result in results[name]]) / 1e9
+        print(f"{name:10} {took:.1f} GB/s, {100 * took / bandwidth:.0f} %")
+    if args.more:
+        more(args, commands, results, weights, bandwidth)
 
 
 if __name__ == "__main__":
