@@ -39,6 +39,11 @@ impl Sampler {
         picked
     }
 
+    /// Whether the likeliest token is taken, whatever the others are.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.params.temperature == 0.0
+    }
+
     fn changes_logits(&self) -> bool {
         let p = &self.params;
         let penalties =
@@ -65,7 +70,7 @@ impl Sampler {
     fn pick(&mut self, logits: &[f32]) -> Result<TokenId> {
         let best = argmax(logits)
             .ok_or_else(|| Error::invalid("no token is left to choose: the logit bias forbids them all"))?;
-        if self.params.temperature == 0.0 {
+        if self.is_greedy() {
             return Ok(best);
         }
         self.candidates.clear();

@@ -122,16 +122,25 @@ impl Sequence {
         }
     }
 
+    /// The next token, of those that may come.
+    fn choose(&mut self, logits: &[f32], codec: &TextCodec) -> Result<TokenId> {
+        let Some(follow) = &mut self.follow else { return self.sampler.sample(logits, &self.tokens) };
+        if self.sampler.is_greedy() {
+            // The best of all is the best of those that may come, if it is one of them.
+            let best = self.sampler.sample(logits, &self.tokens)?;
+            if !codec.ends_turn(best) && follow.allows(best)? {
+                return Ok(best);
+            }
+        }
+        self.sampler.sample(follow.allow(logits)?, &self.tokens)
+    }
+
     /// Chooses the next token from its logits. `Some` when the generation ends with it.
     pub(crate) fn accept(&mut self, logits: &[f32], codec: &TextCodec) -> Result<Option<FinishReason>> {
         if self.tokens.len() >= self.limit {
             return Ok(Some(FinishReason::Length));
         }
-        let allowed = match &mut self.follow {
-            Some(follow) => follow.allow(logits)?,
-            None => logits,
-        };
-        let id = self.sampler.sample(allowed, &self.tokens)?;
+        let id = self.choose(logits, codec)?;
         self.first_token.get_or_insert_with(Instant::now);
         let stop = self.generation.stop_tokens.contains(&id);
         if stop || (!self.generation.ignore_eos && codec.ends_turn(id)) {

@@ -127,6 +127,11 @@ impl Follow {
         Ok(&self.masked)
     }
 
+    /// Whether this token may come next, without asking for all that may.
+    pub(crate) fn allows(&mut self, token: TokenId) -> Result<bool> {
+        Ok(self.matcher.validate_tokens(&[token.0]).map_err(lost)? == 1)
+    }
+
     /// A token was chosen. Whether nothing may follow it.
     pub(crate) fn took(&mut self, token: TokenId) -> Result<bool> {
         self.matcher.consume_token(token.0).map_err(lost)?;
