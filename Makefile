@@ -228,7 +228,7 @@ router-head: models ## Train models.head.safetensors, the head for the agents of
 router-reach: models ## Accuracy of the router on data it has not seen (minutes); first make router-data FROM=DIR
 	$(CARGO) test --release -p orion-router --test reach -- --ignored --nocapture --test-threads 1
 
-# Run on one core, and with counters kept in registers within loops: threads that count the same line slow each other down fifty times.
+# Run on one core, and with counters kept in registers within loops: threads that count the same line slow each other down.
 coverage: export CARGO_TARGET_DIR := $(CURDIR)/target/coverage
 coverage: export RUSTFLAGS := -C llvm-args=--do-counter-promotion
 coverage: models ## Line coverage of the tests, per crate (an hour); make coverage [OF="-p orion-core"]
@@ -241,7 +241,7 @@ coverage: models ## Line coverage of the tests, per crate (an hour); make covera
 mutants: ## Change CRATE in small ways, and count which changes its tests catch (hours; goes on where it stopped)
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants --locked
 	CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 $(CARGO) mutants --package $(CRATE) --iterate --timeout 30 \
-	  --jobs 1 --output target/mutants/$(CRATE)
+	  $(if $(filter nextest,$(TEST)),--test-tool nextest --cargo-test-arg=--max-fail=1:immediate) --jobs 1 --output target/mutants/$(CRATE)
 
 ##@ Before a commit
 check: lint doc deny package test examples consumer soak ## Everything CI checks: format, clippy, docs, dependencies, packages, tests, examples, consumers, a soak

@@ -33,7 +33,7 @@ impl Lanes16 for Quads {
     }
     #[inline(always)]
     unsafe fn unsign(bytes: Self::Int) -> Self::Int {
-        bytes
+        bytes.map(|v| unsafe { veorq_s32(v, vreinterpretq_s32_u8(vdupq_n_u8(0x80))) })
     }
     #[inline(always)]
     unsafe fn dot(sum: Self::Int, weights: Self::Int, activations: Self::Int) -> Self::Int {

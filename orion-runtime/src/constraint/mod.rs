@@ -129,7 +129,10 @@ impl Follow {
 
     /// Whether this token may come next, without asking for all that may.
     pub(crate) fn allows(&mut self, token: TokenId) -> Result<bool> {
-        Ok(self.matcher.validate_tokens(&[token.0]).map_err(lost)? == 1)
+        let vocabulary = self.matcher.tok_env().map_err(lost)?;
+        // A token without bytes (padding) would fit anywhere and say nothing.
+        let says_something = !vocabulary.tok_trie().token(token.0).is_empty();
+        Ok(says_something && self.matcher.validate_tokens(&[token.0]).map_err(lost)? == 1)
     }
 
     /// A token was chosen. Whether nothing may follow it.
