@@ -99,13 +99,13 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// Asks for huge pages; what the system makes of it changes no result.
 #[cfg(target_os = "linux")]
-fn prefer_huge_pages(start: *mut u8, bytes: usize) {
+pub(crate) fn prefer_huge_pages(start: *mut u8, bytes: usize) {
     // SAFETY: the range lies within one allocation of ours, and the advice changes none of its contents.
     unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn prefer_huge_pages(_: *mut u8, _: usize) {}
+pub(crate) fn prefer_huge_pages(_: *mut u8, _: usize) {}
 
 impl<T: Plain> Clone for AlignedBuf<T> {
     fn clone(&self) -> Self {

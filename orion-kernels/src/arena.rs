@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::aligned::AlignedBuf;
+use crate::aligned::{AlignedBuf, Plain, prefer_huge_pages};
 
 const HUGE_PAGE: usize = 2 << 20;
 /// Bytes taken from the system at a time. What is not written to costs addresses and no memory.
@@ -17,7 +17,11 @@ const REGION: usize = 32 << 20;
 
 /// Hands out zeroed memory of the same regions; they go back to the system with the last buffer in them.
 #[derive(Default)]
-pub struct Arena(Mutex<Vec<Filling>>);
+pub struct Arena {
+    regions: Mutex<Vec<Filling>>,
+    /// Huge pages from the start, for what is written to little by little.
+    huge: bool,
+}
 
 /// A region and the bytes of it that are handed out.
 struct Filling {
@@ -32,10 +36,14 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    fn new(bytes: usize) -> Option<Self> {
+    fn new(bytes: usize, huge: bool) -> Option<Self> {
         let map: MmapRaw = MmapOptions::new().len(bytes.checked_add(HUGE_PAGE)?).map_anon().ok()?.into();
         let skip = map.as_ptr().addr().wrapping_neg() % HUGE_PAGE;
-        Some(Self { map, skip })
+        let region = Self { map, skip };
+        if huge {
+            prefer_huge_pages(region.at(0), region.len() / HUGE_PAGE * HUGE_PAGE);
+        }
+        Some(region)
     }
 
     pub(crate) fn at(&self, offset: usize) -> *mut u8 {
@@ -48,12 +56,19 @@ impl Region {
 }
 
 impl Arena {
+    /// An arena whose memory is in huge pages from the start.
+    pub(crate) fn huge() -> Self {
+        Self { huge: true, ..Self::default() }
+    }
+
     /// `len` zeroes that nobody else has, the first on a cache line; from the allocator if the system has no region left.
-    pub(crate) fn zeroed(&self, len: usize) -> AlignedBuf<u8> {
-        let bytes = len.next_multiple_of(64);
-        let mut regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn zeroed<T: Plain>(&self, len: usize) -> AlignedBuf<T> {
+        let bytes = (len * size_of::<T>()).next_multiple_of(64);
+        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         if regions.last().is_none_or(|last| last.region.len() - last.used < bytes) {
-            let Some(region) = Region::new(bytes.max(REGION)) else { return AlignedBuf::zeroed(len) };
+            let Some(region) = Region::new(bytes.max(REGION), self.huge) else {
+                return AlignedBuf::zeroed(len);
+            };
             regions.push(Filling { region: Arc::new(region), used: 0 });
         }
         let Some(last) = regions.last_mut() else { return AlignedBuf::zeroed(len) };
@@ -67,7 +82,7 @@ impl Arena {
     /// system that cannot is left alone.
     pub fn settle(&self, mut go_on: impl FnMut() -> bool) {
         let regions: Vec<(Arc<Region>, usize)> = {
-            let regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
             regions.iter().map(|filling| (filling.region.clone(), filling.used)).collect()
         };
         for (region, used) in regions {
@@ -116,7 +131,7 @@ fn to_huge_page(_: *mut u8) -> bool {
 
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let regions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         write!(f, "Arena({} bytes)", regions.iter().map(|filling| filling.used).sum::<usize>())
     }
 }
@@ -129,7 +144,7 @@ mod tests {
     fn buffers_are_zero_apart_and_whole_after_they_settle() {
         let arena = Arena::default();
         let sizes = [1, 64, 100, 3 << 20, REGION, 0, 5 << 20, 7];
-        let mut buffers: Vec<_> = sizes.iter().map(|&len| arena.zeroed(len)).collect();
+        let mut buffers: Vec<_> = sizes.iter().map(|&len| arena.zeroed::<u8>(len)).collect();
         for (value, buffer) in buffers.iter_mut().enumerate() {
             assert!(buffer.iter().all(|&byte| byte == 0));
             assert_eq!(buffer.as_ptr().addr() % 64, 0);
@@ -151,7 +166,7 @@ mod tests {
     #[test]
     fn settling_stops_when_it_is_told() {
         let arena = Arena::default();
-        let _buffer = arena.zeroed(20 << 20);
+        let _buffer = arena.zeroed::<u8>(20 << 20);
         let mut steps = 0;
         arena.settle(|| {
             steps += 1;

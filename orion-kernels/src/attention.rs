@@ -11,7 +11,7 @@
 use crate::aligned::AlignedBuf;
 use crate::isa::Isa;
 use crate::math::{exp, exp1, tanh};
-use crate::simd::{Kernel, Lanes, dispatch};
+use crate::simd::{Kernel, Lanes, dispatch, prefetch};
 
 /// Positions per page.
 pub const PAGE_TOKENS: usize = 64;
@@ -20,6 +20,9 @@ pub(crate) const BLOCK_KEYS: usize = 128;
 
 /// Rows from which on converting keys and values to f32 once is cheaper than at every use.
 const PANEL_ROWS: usize = 8;
+
+/// Rows up to which four vectors of keys or values at a time keep the multipliers busy; with more, two do.
+const WIDE_ROWS: usize = 3;
 
 /// The sum of a block none of whose keys the query sees; sums are never negative.
 const UNSEEN: f32 = -1.0;
@@ -88,6 +91,13 @@ impl Pages<'_> {
     pub(crate) unsafe fn keys(&self, page: usize) -> *mut u16 {
         // SAFETY: by this function's contract, the offset lies within the page.
         unsafe { self.table[page].add(self.offset) }
+    }
+
+    /// A quarter of a block, as large as the keys of one page: the keys of its first page, of its second, the values of
+    /// its first, of its second. `None` if there is no such page.
+    fn ahead(&self, block: usize, quarter: usize, head_dim: usize) -> Option<*const u16> {
+        let page = self.table.get(block * (BLOCK_KEYS / PAGE_TOKENS) + quarter % 2)?;
+        Some(page.wrapping_add(self.offset + quarter / 2 * head_dim * PAGE_TOKENS).cast_const())
     }
 }
 
@@ -328,18 +338,22 @@ unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usi
     let scores = scratch.scores.as_mut_ptr();
     // SAFETY: here and in the block below: the contract of `attend`; the page of every key below `high` exists.
     unsafe {
-        // With few rows more columns at a time keep the multipliers busy.
-        let width = if rows <= 2 { 32 } else { 16 };
+        let width = if rows <= WIDE_ROWS { 32 } else { 16 };
         for strip in (low / width * width..high).step_by(width) {
             let keys = pages.keys((base + strip) / PAGE_TOKENS).add(strip % PAGE_TOKENS).cast_const();
             let out = scores.add(strip);
-            if rows <= 2 {
-                (0..rows).for_each(|row| score::<L, 1, 4, true>(row, queries, keys.cast(), PAGE_TOKENS, out));
+            if rows <= WIDE_ROWS {
+                let ahead = pages.ahead(block + 1, strip / width, head_dim);
+                match rows {
+                    1 => score::<L, 1, 4, true>(0, queries, keys.cast(), PAGE_TOKENS, ahead, out),
+                    2 => score::<L, 2, 4, true>(0, queries, keys.cast(), PAGE_TOKENS, ahead, out),
+                    _ => score::<L, 3, 4, true>(0, queries, keys.cast(), PAGE_TOKENS, ahead, out),
+                }
             } else if rows < PANEL_ROWS {
-                each_rows!(rows, score, true, (queries, keys.cast(), PAGE_TOKENS, out));
+                each_rows!(rows, score, true, (queries, keys.cast(), PAGE_TOKENS, None, out));
             } else {
                 (0..head_dim).for_each(|d| widen::<L>(keys.add(d * PAGE_TOKENS), panel.add(d * 16)));
-                each_rows!(rows, score, false, (queries, panel.cast_const().cast(), 16, out));
+                each_rows!(rows, score, false, (queries, panel.cast_const().cast(), 16, None, out));
             }
         }
     }
@@ -358,13 +372,19 @@ unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usi
             pages.keys((base + key.min(high - 1)) / PAGE_TOKENS).add(head_dim * PAGE_TOKENS).cast_const()
         };
         let (near, far) = (page(low.min(PAGE_TOKENS - 1)), page(PAGE_TOKENS));
-        for column in (0..head_dim).step_by(16) {
+        let wide = rows <= WIDE_ROWS && head_dim.is_multiple_of(32);
+        for column in (0..head_dim).step_by(if wide { 32 } else { 16 }) {
             let out = result.add(column);
             let ends = (low, high);
             if rows < PANEL_ROWS {
                 let source =
                     Values { pages: [near.add(column).cast(), far.add(column).cast()], stride: head_dim };
-                each_rows!(rows, mix, true, (source, scores, ends, out, head_dim));
+                match (wide, rows) {
+                    (true, 1) => mix::<L, 1, 4, true>(0, source, scores, ends, out, head_dim),
+                    (true, 2) => mix::<L, 2, 4, true>(0, source, scores, ends, out, head_dim),
+                    (true, _) => mix::<L, 3, 4, true>(0, source, scores, ends, out, head_dim),
+                    _ => each_rows!(rows, mix, true, (source, scores, ends, out, head_dim)),
+                }
             } else {
                 for key in low..high {
                     let from = if key < PAGE_TOKENS { near } else { far };
@@ -397,13 +417,47 @@ unsafe fn load<L: Lanes, const HALF: bool>(from: *const u8, index: usize) -> L {
     }
 }
 
-/// Scores of `M` rows with `8 W` keys: for each the products of ascending elements, summed one by one.
+/// Adds the products of `M` single values with the `8 W` from `index` on. Sixteen registers hold it all if the shorter
+/// side is kept while the longer one passes by.
+#[inline(always)]
+unsafe fn outer<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
+    single: [*const f32; M],
+    mut from: *const u8,
+    index: usize,
+    sums: &mut [[L; W]; M],
+) {
+    // SAFETY: the callers keep both sides within bounds.
+    unsafe {
+        if M < W {
+            let single: [L; M] = single.map(|at| L::splat(*at));
+            for w in 0..W {
+                let eight = load::<L, HALF>(from, index + 8 * w);
+                for m in 0..M {
+                    sums[m][w] = single[m].fma(eight, sums[m][w]);
+                    from = sums[m][w].before(from);
+                }
+            }
+        } else {
+            let eights: [L; W] = std::array::from_fn(|w| load::<L, HALF>(from, index + 8 * w));
+            for m in 0..M {
+                let single = L::splat(*single[m]);
+                for w in 0..W {
+                    sums[m][w] = single.fma(eights[w], sums[m][w]);
+                }
+            }
+        }
+    }
+}
+
+/// Scores of `M` rows with `8 W` keys: for each the products of ascending elements, summed one by one. Meanwhile what
+/// lies `ahead` is asked for: with few rows memory is what limits, and what the CPU fetches by itself ends with each page.
 #[inline(always)]
 unsafe fn score<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
     row: usize,
     queries: &Queries,
     keys: *const u8,
     stride: usize,
+    ahead: Option<*const u16>,
     out: *mut f32,
 ) {
     // SAFETY: the callers keep rows and keys within bounds.
@@ -411,13 +465,12 @@ unsafe fn score<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
         let q: [*const f32; M] = std::array::from_fn(|m| queries.row(row + m));
         let mut sums = [[L::splat(0.0); W]; M];
         for d in 0..queries.head_dim {
-            let k: [L; W] = std::array::from_fn(|w| load::<L, HALF>(keys, d * stride + 8 * w));
-            for m in 0..M {
-                let element = L::splat(*q[m].add(d));
-                for w in 0..W {
-                    sums[m][w] = element.fma(k[w], sums[m][w]);
-                }
+            if let Some(ahead) = ahead {
+                prefetch(ahead.wrapping_add(d * PAGE_TOKENS));
+                prefetch(ahead.wrapping_add(d * PAGE_TOKENS + PAGE_TOKENS / 2));
             }
+            let q: [*const f32; M] = std::array::from_fn(|m| q[m].add(d));
+            outer::<L, M, W, HALF>(q, keys, d * stride, &mut sums);
         }
         for m in 0..M {
             for w in 0..W {
@@ -434,7 +487,7 @@ struct Values {
     stride: usize,
 }
 
-/// Sixteen columns of weighted values for `M` rows, keys ascending.
+/// `8 W` columns of weighted values for `M` rows, keys ascending.
 #[inline(always)]
 unsafe fn mix<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
     row: usize,
@@ -452,13 +505,8 @@ unsafe fn mix<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
             let first = page * PAGE_TOKENS;
             for key in low.max(first)..high.min(first + PAGE_TOKENS) {
                 let at = (key - first) * values.stride;
-                let v: [L; W] = std::array::from_fn(|w| load::<L, HALF>(values.pages[page], at + 8 * w));
-                for m in 0..M {
-                    let weight = L::splat(*scores.add(m * BLOCK_KEYS + key));
-                    for w in 0..W {
-                        sums[m][w] = weight.fma(v[w], sums[m][w]);
-                    }
-                }
+                let weights: [*const f32; M] = std::array::from_fn(|m| scores.add(m * BLOCK_KEYS + key));
+                outer::<L, M, W, HALF>(weights, values.pages[page], at, &mut sums);
             }
         }
         for m in 0..M {

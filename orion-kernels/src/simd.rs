@@ -31,6 +31,12 @@ pub(crate) trait Lanes: Copy {
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
+    /// The same pointer, which the compiler believes to be known only after this value: loads through it are not
+    /// pulled ahead, where their results would take registers that are needed.
+    #[inline(always)]
+    fn before<T>(self, pointer: *const T) -> *const T {
+        pointer
+    }
     /// `self * factor + addend`, rounded once.
     fn fma(self, factor: Self, addend: Self) -> Self;
     /// `self > other ? self : other`: the other one if either is NaN.
@@ -213,6 +219,20 @@ pub(crate) mod avx2 {
         #[inline(always)]
         fn splat(value: f32) -> Self {
             unsafe { Self(_mm256_set1_ps(value)) }
+        }
+        #[allow(
+            clippy::pointers_in_nomem_asm_block,
+            reason = "nothing is read or written: there is no instruction"
+        )]
+        #[inline(always)]
+        fn before<T>(self, mut pointer: *const T) -> *const T {
+            // SAFETY: no instruction at all.
+            unsafe {
+                let half = _mm256_castps256_ps128(self.0);
+                std::arch::asm!("/* {0} {1} */", in(xmm_reg) half, inout(reg) pointer,
+                    options(pure, nomem, nostack, preserves_flags));
+            }
+            pointer
         }
         #[inline(always)]
         unsafe fn load(from: *const f32) -> Self {
@@ -431,6 +451,18 @@ pub(crate) trait Kernel {
     type Output;
     /// Runs with the lanes of some instruction set.
     fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Asks for a cache line, into the second-level cache. A hint: no address can make it fail.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction is part of every x86-64 and faults on no address.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Runs a kernel on an instruction set.

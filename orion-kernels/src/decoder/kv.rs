@@ -5,6 +5,7 @@ use orion_core::Result;
 
 use super::types::DecoderShape;
 use crate::aligned::AlignedBuf;
+use crate::arena::Arena;
 use crate::attention::PAGE_TOKENS;
 
 /// Pages of keys and values as halves, each for 64 positions of one sequence and all layers. Who holds which page is
@@ -16,6 +17,8 @@ pub struct KvStore {
     kv_heads: usize,
     page_values: usize,
     pages: Vec<AlignedBuf<u16>>,
+    /// Where the pages lie: a long context is read whole for every token.
+    arena: Arena,
     starts: Starts,
 }
 
@@ -42,6 +45,7 @@ impl KvStore {
             kv_heads: shape.kv_heads,
             page_values,
             pages: Vec::new(),
+            arena: Arena::huge(),
             starts: Starts::default(),
         })
     }
@@ -49,7 +53,7 @@ impl KvStore {
     /// Makes pages `0..count` usable.
     pub fn reserve(&mut self, count: usize) {
         while self.pages.len() < count {
-            let mut page = AlignedBuf::zeroed(self.page_values);
+            let mut page = self.arena.zeroed::<u16>(self.page_values);
             self.starts.0.push(page.as_mut_ptr());
             self.pages.push(page);
         }

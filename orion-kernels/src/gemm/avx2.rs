@@ -70,10 +70,10 @@ unsafe fn product<K: Kind, const M: usize>(part: &Part<'_>, input: QuantView, ro
         for m in 0..M {
             total[m] = [_mm256_loadu_ps(out.add(m * TILE_ROWS)), _mm256_loadu_ps(out.add(m * TILE_ROWS + 8))];
         }
-        let mut x: [*const i8; M] = [input.quants.add(start); M];
-        for m in 1..M {
-            x[m] = x[m - 1].add(input.quants_stride);
-        }
+        // Each row's own pointer, or every load would be preceded by an addition of the stride.
+        let x: [*const i8; M] =
+            std::array::from_fn(|m| opaque(input.quants.add(start + m * input.quants_stride)));
+        let mut column = 0;
         for block in 0..part.cols / width {
             let first = start + block * width;
             let mut sum = [[_mm256_setzero_si256(); 2]; M];
@@ -85,25 +85,35 @@ unsafe fn product<K: Kind, const M: usize>(part: &Part<'_>, input: QuantView, ro
             }
             for run in 0..K::GROUPS / K::DEPTH {
                 let mut short = [[_mm256_setzero_si256(); 2]; M];
-                for group in 0..K::DEPTH {
-                    let w = [_mm256_load_si256(quants.cast()), _mm256_load_si256(quants.add(32).cast())];
-                    quants = quants.add(64);
-                    let magnitude =
-                        if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
-                    for m in 0..M {
-                        let four = _mm256_set1_epi32(x[m].cast::<i32>().read_unaligned());
-                        x[m] = x[m].add(4);
-                        for half in 0..2 {
-                            let signed = if K::SIGNED { _mm256_sign_epi8(four, w[half]) } else { four };
-                            let pairs = _mm256_maddubs_epi16(magnitude[half], signed);
-                            short[m][half] =
-                                if group == 0 { pairs } else { _mm256_add_epi16(short[m][half], pairs) };
-                        }
-                        if M > 2 && K::DEPTH > 1 {
-                            keep(&mut short[m]);
-                        }
-                    }
+                // Unrolled by number, so that all offsets are constant.
+                macro_rules! groups {
+                    ($($group:literal)*) => {
+                        $(if $group < K::DEPTH {
+                            let w = [
+                                _mm256_load_si256(quants.add(64 * $group).cast()),
+                                _mm256_load_si256(quants.add(64 * $group + 32).cast()),
+                            ];
+                            let magnitude =
+                                if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
+                            for m in 0..M {
+                                let four = x[m].add(column + 4 * $group).cast::<i32>().read_unaligned();
+                                let four = _mm256_set1_epi32(four);
+                                for half in 0..2 {
+                                    let signed = if K::SIGNED { _mm256_sign_epi8(four, w[half]) } else { four };
+                                    let pairs = _mm256_maddubs_epi16(magnitude[half], signed);
+                                    short[m][half] =
+                                        if $group == 0 { pairs } else { _mm256_add_epi16(short[m][half], pairs) };
+                                }
+                                if M > 2 && K::DEPTH > 1 {
+                                    keep(&mut short[m]);
+                                }
+                            }
+                        })*
+                    };
                 }
+                groups!(0 1 2 3 4 5 6 7);
+                quants = quants.add(64 * K::DEPTH);
+                column += 4 * K::DEPTH;
                 let scale = if K::SUB == 0 {
                     [_mm256_set1_epi16(1); 2]
                 } else {
@@ -173,10 +183,21 @@ unsafe fn product<K: Kind, const M: usize>(part: &Part<'_>, input: QuantView, ro
 /// the same, but every row would load the weights anew, and loads are what there are fewest of per cycle.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn keep(sums: &mut [__m256i; 2]) {
+pub(super) fn keep(sums: &mut [__m256i; 2]) {
     // SAFETY: no instruction; the registers come out as they went in.
     unsafe {
         std::arch::asm!("/* {0} {1} */", inout(ymm_reg) sums[0], inout(ymm_reg) sums[1],
             options(pure, nomem, nostack, preserves_flags));
     }
+}
+
+/// The same pointer, of which the compiler does not know how it relates to others.
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written: there is no instruction")]
+#[inline(always)]
+pub(super) fn opaque<T>(mut pointer: *const T) -> *const T {
+    // SAFETY: no instruction at all.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags))
+    };
+    pointer
 }

@@ -1,15 +1,18 @@
-//! The integer product for AVX2 with one or two rows: weights go from the tile to registers, without a panel.
+//! The integer product for AVX2 with few rows: weights go from the tile to registers, without a panel.
 //!
-//! With so few rows memory is what limits, and every instruction that does not load weights delays the next load.
-//! The sums and float operations are those of the panel's kernel.
+//! With one or two rows memory is what limits, and every instruction that does not load weights delays the next load;
+//! with a few more, filling a panel would take as long as the products. The sums and float operations are those of the
+//! panel's kernel.
 #![allow(unsafe_code, reason = "intrinsics")]
 
 use std::arch::x86_64::*;
 
 use orion_core::TensorType;
 
+use super::avx2::{keep, opaque};
 use super::kind::{self, Kind};
 use crate::activations::QuantView;
+use crate::simd::prefetch;
 use crate::tiles::TILE_ROWS;
 
 /// How a type's quants, scales and minima are taken from a block of a tile.
@@ -164,7 +167,7 @@ direct! {
     Q6K: 3072, 3360, 32, 5, |b, p, g, h| six(b, p, g, h);
 }
 
-/// Adds one tile's products with `rows` rows, at most two, to `out`, `[rows][16]`.
+/// Writes one tile's products with `rows` rows to `out`, `[rows][16]`, up to four rows at a time.
 ///
 /// # Safety
 /// As [`tile_product`](super::tile_product), with a tile of `cols` columns; the CPU has AVX2, FMA and F16C.
@@ -185,9 +188,16 @@ pub(super) unsafe fn product(
                     assert!(tile.len() >= blocks * kind::$kind::BYTES, "a tile of that many columns");
                     // SAFETY: passed on; the tile has the blocks.
                     unsafe {
-                        match rows {
-                            1 => stream::<kind::$kind, 1>(tile.as_ptr(), blocks, input, out),
-                            _ => stream::<kind::$kind, 2>(tile.as_ptr(), blocks, input, out),
+                        let mut row = 0;
+                        while row < rows {
+                            let (input, out) = (input.at(row), out.add(row * TILE_ROWS));
+                            row += match rows - row {
+                                1 => stream::<kind::$kind, 1>(tile.as_ptr(), blocks, input, out, row == 0),
+                                2 => stream::<kind::$kind, 2>(tile.as_ptr(), blocks, input, out, row == 0),
+                                // Six rows are better three and three than four and two.
+                                3 | 5 | 6 => stream::<kind::$kind, 3>(tile.as_ptr(), blocks, input, out, row == 0),
+                                _ => stream::<kind::$kind, 4>(tile.as_ptr(), blocks, input, out, row == 0),
+                            };
                         }
                     }
                 })*
@@ -206,11 +216,19 @@ fn widen<const SIGNED: bool>(first: __m128i, second: __m128i, half: usize) -> __
     if SIGNED { _mm256_cvtepi8_epi16(pairs) } else { _mm256_cvtepu8_epi16(pairs) }
 }
 
+/// `M` rows; returns how many that are.
+///
 /// # Safety
 /// As [`product`].
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, input: QuantView, out: *mut f32) {
+unsafe fn stream<K: Direct, const M: usize>(
+    tile: *const u8,
+    blocks: usize,
+    input: QuantView,
+    out: *mut f32,
+    ahead: bool,
+) -> usize {
     let width = K::GROUPS * 4;
     // SAFETY: for the whole body: blocks and columns lie within the tile and the input's rows.
     unsafe {
@@ -223,12 +241,14 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
             let nibbles = _mm_set1_epi8(15);
             let mut sum = [[_mm256_setzero_si256(); 2]; M];
             for part in 0..K::GROUPS / K::PART {
-                fetch::<K>(block, part);
+                if ahead {
+                    fetch::<K>(block, part);
+                }
                 // One run of groups whose 16-bit sums are widened at once, by number, so that all of it is constant.
                 macro_rules! runs {
                     ($($run:literal)*) => {
                         $(if $run < K::PART / K::DEPTH {
-                            let short = short_sums::<K, M, $run>(block, part, x);
+                            let short = short_sums::<K, M, $run>(if M > 2 { opaque(block) } else { block }, part, x);
                             let scale = if K::SUB == 0 {
                                 [_mm256_set1_epi16(1); 2]
                             } else {
@@ -316,6 +336,7 @@ unsafe fn stream<K: Direct, const M: usize>(tile: *const u8, blocks: usize, inpu
             _mm256_storeu_ps(out.add(m * TILE_ROWS + 8), total[m][1]);
         }
     }
+    M
 }
 
 /// How far ahead of the products weights are asked for: into the second-level cache, from where they come in time and
@@ -329,8 +350,7 @@ fn fetch<K: Direct>(block: *const u8, part: usize) {
     let share = K::BYTES / (K::GROUPS / K::PART);
     let from = block.wrapping_add(AHEAD + part * share);
     for line in 0..share.div_ceil(64) {
-        // A hint, which no address can make fail.
-        _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 64).cast());
+        prefetch(from.wrapping_add(line * 64));
     }
 }
 
@@ -343,22 +363,31 @@ unsafe fn short_sums<K: Direct, const M: usize, const RUN: usize>(
     x: [*const i8; M],
 ) -> [[__m256i; 2]; M] {
     let mut short = [[_mm256_setzero_si256(); 2]; M];
-    for depth in 0..K::DEPTH {
-        let group = RUN * K::DEPTH + depth;
-        // SAFETY: the group lies within block and row.
-        unsafe {
-            let w = [K::quants(block, part, group, 0), K::quants(block, part, group, 1)];
-            let magnitude = if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
-            for m in 0..M {
-                let at = x[m].add(4 * (part * K::PART + group));
-                let four = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
-                for half in 0..2 {
-                    let signed = if K::SIGNED { _mm256_sign_epi8(four, w[half]) } else { four };
-                    let pairs = _mm256_maddubs_epi16(magnitude[half], signed);
-                    short[m][half] = _mm256_add_epi16(short[m][half], pairs);
+    // Where a byte holds two quants, whoever shares a line comes together: a line kept for later would be spilled.
+    macro_rules! groups {
+        ($($depth:literal)*) => {
+            $(if $depth < K::DEPTH {
+                let group = RUN * K::DEPTH + $depth;
+                // SAFETY: the group lies within block and row.
+                unsafe {
+                    let w = [K::quants(block, part, group, 0), K::quants(block, part, group, 1)];
+                    let magnitude = if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
+                    for m in 0..M {
+                        let at = x[m].add(4 * (part * K::PART + group));
+                        let four = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
+                        for half in 0..2 {
+                            let signed = if K::SIGNED { _mm256_sign_epi8(four, w[half]) } else { four };
+                            let pairs = _mm256_maddubs_epi16(magnitude[half], signed);
+                            short[m][half] = _mm256_add_epi16(short[m][half], pairs);
+                        }
+                        if M > 2 {
+                            keep(&mut short[m]);
+                        }
+                    }
                 }
-            }
-        }
+            })*
+        };
     }
+    groups!(0 4 1 5 2 6 3 7);
     short
 }

@@ -27,6 +27,10 @@ use crate::tiles::{CHUNK, PackedMatrix, Panel, TILE_ROWS};
 /// Columns per panel when there are few rows: small enough that reading memory and computing overlap.
 const SHORT_CHUNK: usize = 256;
 
+/// Rows up to which unpacking the weights anew for every few of them beats a panel.
+#[cfg(target_arch = "x86_64")]
+const DIRECT_ROWS: usize = 12;
+
 /// Activations as a product takes them.
 #[derive(Clone, Copy)]
 pub(crate) enum Rows {
@@ -51,7 +55,7 @@ pub(crate) unsafe fn tile_product(
 ) {
     assert!(out.len() >= rows * TILE_ROWS, "room for the tile's results");
     #[cfg(target_arch = "x86_64")]
-    if let (1..=2, Some(_), Rows::Quantised(view)) = (rows, isa.avx2(), input) {
+    if let (1..=DIRECT_ROWS, Some(_), Rows::Quantised(view)) = (rows, isa.avx2(), input) {
         let (ty, bytes, cols) = (matrix.ty(), matrix.tile(tile), matrix.cols());
         // SAFETY: by this function's contract, and the token proves the instructions.
         unsafe { avx2_direct::product(ty, bytes, cols, view, rows, out.as_mut_ptr()) };
