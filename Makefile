@@ -190,7 +190,7 @@ bench-model: models ## Tokens per second, load time and memory of MODEL
 
 bench-peers: models ## The same beside llama.cpp (a prebuilt one, fetched once with npm), in turns; MORE=--more adds a busy neighbour, a long context, streams
 	$(CARGO) build --quiet --release -p orion-cli
-	$(CARGO) build --quiet --release -p orion-kernels --example bandwidth
+	$(CARGO) build --quiet --release -p orion-kernels --example limits
 	$(PYTHON) scripts/bench_peers.py "$(MODEL)" $(MORE)
 
 scorecard: models ## The headline figures in one table: MODEL as halves, and optimised

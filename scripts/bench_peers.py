@@ -5,8 +5,8 @@
 
 Each round is one process of either: `orion bench` (built in target/release, or $ORION_BIN) and scripts/peer.py, which fetches a
 prebuilt llama.cpp once into $WORK. Prints the median, least and greatest over the rounds; the memory of llama.cpp is without that
-of the Python around it. Beside them stands what memory delivers to as many threads, measured in every round, and how much of
-it decoding takes.
+of the Python around it. Beside them stands what memory delivers to as many threads and how many products of bytes they do, measured
+in every round, and how much of that decoding and prefill take.
 
 --more adds: both with a process that keeps one core busy, and ORION with 4,096 tokens in its context, and with eight sequences.
 """
@@ -56,6 +56,9 @@ class Weights:
         # A table that is no output matrix, too, is looked up by the row.
         table = tensors["token_embd.weight"] if "output.weight" in tensors else 0
         self.bytes = sum(tensors.values()) - table
+        # What a prompt's token is multiplied with; the head is for the last one alone.
+        matrices = [t for t in told["tensors"] if len(t["shape"]) == 2 and t["name"].startswith("blk.")]
+        self.products = sum(t["shape"][0] * t["shape"][1] for t in matrices)
         shape = told["model"]
         self.kv_bytes_per_token = 2 * 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"]
 
@@ -64,21 +67,33 @@ def middle(values):
     return statistics.median(values)
 
 
-def more(args, commands, results, weights, bandwidth):
-    alone = {name: middle([result["decode_tps"]["median"] for result in results[name]]) for name in commands}
-    print()
-    for name, command in commands.items():
-        with busy_core():
-            rate = last_json(command)["decode_tps"]["median"]
-        print(f"{name} while a process keeps one core busy: {rate:.1f} tokens/s, {100 * rate / alone[name]:.0f} % of {alone[name]:.1f}")
+def more(args, commands, weights, bandwidth):
+    """In every round all that is compared, one after the other; medians of the rounds."""
     orion = commands["orion"]
     decode = [*orion[:4], "-p", "0", "-n", args.n, "-t", args.t, "-r", args.r, "--json"]
-    rate = {depth: last_json([*decode, "--depth", depth])["decode_tps"]["median"] for depth in ("0", "4096")}
-    bound = 1 / rate["0"] + 4096 * weights.kv_bytes_per_token / (bandwidth * 1e9)
-    print(f"orion with 4096 tokens in the context: {rate['4096']:.1f} tokens/s, {1e3 / rate['4096']:.2f} ms each; without "
-          f"{1e3 / rate['0']:.2f} ms, with the reading of keys and values {1e3 * bound:.2f} ms: {1 / rate['4096'] / bound:.2f} x")
-    together = last_json([*decode, "--streams", "8"])["decode_tps"]["median"]
-    print(f"orion with 8 sequences at once: {together:.1f} tokens/s in all, {together / rate['0']:.2f} x one")
+    rates = {}
+    for turn in range(args.rounds):
+        print(f"more, round {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
+
+        def note(title, command):
+            rates.setdefault(title, []).append(last_json(command)["decode_tps"]["median"])
+
+        note("one", decode)
+        note("deep", [*decode, "--depth", "4096"])
+        note("eight", [*decode, "--streams", "8"])
+        for name, command in commands.items():
+            note(name, command)
+            with busy_core():
+                note(f"busy {name}", command)
+    rate = {title: middle(values) for title, values in rates.items()}
+    print()
+    for name in commands:
+        busy = rate[f"busy {name}"]
+        print(f"{name} while a process keeps one core busy: {busy:.1f} tokens/s, {100 * busy / rate[name]:.0f} % of {rate[name]:.1f}")
+    bound = 1 / rate["one"] + 4096 * weights.kv_bytes_per_token / (bandwidth * 1e9)
+    print(f"orion with 4096 tokens in the context: {rate['deep']:.1f} tokens/s, {1e3 / rate['deep']:.2f} ms each; without "
+          f"{1e3 / rate['one']:.2f} ms, with the reading of keys and values {1e3 * bound:.2f} ms: {1 / rate['deep'] / bound:.2f} x")
+    print(f"orion with 8 sequences at once: {rate['eight']:.1f} tokens/s in all, {rate['eight'] / rate['one']:.2f} x one")
 
 
 def main():
@@ -98,12 +113,12 @@ def main():
         "llama.cpp": [sys.executable, str(ROOT / "scripts/peer.py"), "bench", args.model, *common],
     }
     weights = Weights(orion, args.model)
-    reads = [str(target_dir() / "release/examples/bandwidth"), str(weights.bytes), args.t]
+    reads = [str(target_dir() / "release/examples/limits"), str(weights.bytes), args.t]
     # From huge pages, where weights lie, too (glibc).
     huge = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    results, bandwidths = {name: [] for name in commands}, []
+    results, limits = {name: [] for name in commands}, []
     for turn in range(args.rounds):
-        bandwidths.append(float(subprocess.run(reads, stdout=subprocess.PIPE, check=True, text=True, env=huge).stdout))
+        limits.append(json.loads(subprocess.run(reads, stdout=subprocess.PIPE, check=True, text=True, env=huge).stdout))
         for name, command in commands.items():
             print(f"round {turn + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
             results[name].append(last_json(command))
@@ -117,14 +132,22 @@ def main():
             medians.append(middle(values))
             cells.append(f"{medians[-1]:.2f} ({min(values):.2f} - {max(values):.2f})")
         print(f"{title:18}" + "".join(f"{cell:>28}" for cell in cells) + f"{medians[0] / medians[1]:>8.2f}")
+    bandwidths = [limit["read_gb_s"] for limit in limits]
     bandwidth = middle(bandwidths)
     print(f"\n{args.t} threads read {bandwidth:.1f} GB/s of a buffer of {weights.bytes / 1e6:.0f} MB ({min(bandwidths):.1f} - "
           f"{max(bandwidths):.1f}); decoding reads that many per token:")
     for name in commands:
         took = weights.bytes * middle([result["decode_tps"]["median"] for result in results[name]]) / 1e9
         print(f"{name:10} {took:.1f} GB/s, {100 * took / bandwidth:.0f} %")
+    if all(limit["products_g_s"] for limit in limits):
+        peak = middle([limit["products_g_s"] for limit in limits])
+        print(f"\n{args.t} threads do {peak:.0f} 10^9 products of bytes a second; a token of the prompt takes "
+              f"{weights.products / 1e6:.0f} 10^6, and attention:")
+        for name in commands:
+            done = weights.products * middle([result["prefill_tps"]["median"] for result in results[name]]) / 1e9
+            print(f"{name:10} {done:.0f} 10^9 a second, {100 * done / peak:.0f} %")
     if args.more:
-        more(args, commands, results, weights, bandwidth)
+        more(args, commands, weights, bandwidth)
 
 
 if __name__ == "__main__":
