@@ -87,6 +87,19 @@ fn thirds(seen: &[f64]) -> [f64; 2] {
     [mean(&tail(2 * third)[..third.min(seen.len())]), mean(tail(third))]
 }
 
+/// MiB an hour by which memory grew after the first third of the time: the line of least squares.
+fn slope(seen: &[f64]) -> f64 {
+    let settled = &seen[seen.len() / 3..];
+    let middle = settled.len().saturating_sub(1) as f64 / 2.0;
+    let mean = settled.iter().sum::<f64>() / settled.len().max(1) as f64;
+    let (mut together, mut alone) = (0.0, 0.0);
+    for (at, value) in settled.iter().enumerate() {
+        together += (at as f64 - middle) * (value - mean);
+        alone += (at as f64 - middle).powi(2);
+    }
+    together / alone.max(1.0) * 3600.0 / SAMPLE.as_secs_f64()
+}
+
 fn main() -> Result<()> {
     let seconds = std::env::var("SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
     let folder = tempfile::tempdir().map_err(|error| Error::io(error, "a scratch directory"))?;
@@ -127,8 +140,9 @@ fn main() -> Result<()> {
     let [middle, last] = thirds(&seen);
     println!(
         "{asked} asked, {ended} ended, {stuck} clients panicked, {} wait; resident {middle:.0} MiB on average in the second third of \
-         the time, {last:.0} in the last",
-        stats.waiting
+         the time, {last:.0} in the last, {:+.1} MiB an hour by least squares over both",
+        stats.waiting,
+        slope(&seen)
     );
     let drained = engine.shutdown(Duration::from_secs(5));
     println!("{drained:?}");
