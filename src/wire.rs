@@ -16,7 +16,7 @@ use orion_router::{
     Policy, PolicyRouter,
 };
 use orion_runtime::{
-    ComputePool, Described, EncoderOptions, LocalModel, LocalRuntime, RuntimeOptions, SentenceEncoder,
+    ComputePool, DecoderConfig, EncoderOptions, LocalModel, LocalRuntime, RuntimeOptions, SentenceEncoder,
 };
 
 use crate::routing::{KEYWORDS_SUFFICE, RoutingOptions, open_router};
@@ -92,9 +92,8 @@ struct Local {
 impl Runtime for Local {
     fn load(&self, weights: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
         let mut options = self.options.clone();
-        if options.kv_tokens.is_none()
-            && let Described::Decoder(config) = orion_runtime::check(&*weights)?
-        {
+        if options.kv_tokens.is_none() {
+            let config = DecoderConfig::from_header(weights.header())?;
             let context = config.context_length;
             // Halves for keys and for values.
             let bytes = 4 * config.layers.len() * config.kv_width();
