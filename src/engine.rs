@@ -337,13 +337,17 @@ impl AnswerStream {
                 _ => {}
             }
         }
-        Err(Error::new(ErrorKind::Internal, "the stream had been read to its end"))
+        Err(read_to_its_end())
     }
 
     fn note(&mut self, event: Option<EngineEvent>) -> Option<EngineEvent> {
         self.over |= event.as_ref().is_some_and(EngineEvent::is_last);
         event
     }
+}
+
+fn read_to_its_end() -> Error {
+    Error::new(ErrorKind::Internal, "the stream had been read to its end")
 }
 
 impl Iterator for AnswerStream {
@@ -367,6 +371,49 @@ impl futures_core::Stream for AnswerStream {
             Some(event) => std::task::Poll::Ready(self.note(event)),
             None => std::task::Poll::Pending,
         }
+    }
+}
+
+/// The whole answer of a stream, awaited; dropping it cancels the request.
+///
+/// ```no_run
+/// # async fn ask(engine: orion::Engine) -> orion::Result<()> {
+/// let answer = engine.stream("Why is the sky blue?").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "async")]
+#[derive(Debug)]
+pub struct AnswerFuture(AnswerStream);
+
+#[cfg(feature = "async")]
+impl Future for AnswerFuture {
+    type Output = Result<Answer>;
+
+    fn poll(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Self::Output> {
+        let this = &mut self.0;
+        while let Some(event) = this.flight.poll(context.waker()) {
+            match this.note(event) {
+                Some(EngineEvent::Done(answer)) => return std::task::Poll::Ready(Ok(answer)),
+                Some(EngineEvent::Failed { error, .. }) => return std::task::Poll::Ready(Err(error)),
+                Some(_) => {}
+                None => return std::task::Poll::Ready(Err(read_to_its_end())),
+            }
+        }
+        std::task::Poll::Pending
+    }
+}
+
+#[cfg(feature = "async")]
+impl IntoFuture for AnswerStream {
+    type Output = Result<Answer>;
+    type IntoFuture = AnswerFuture;
+
+    fn into_future(self) -> AnswerFuture {
+        AnswerFuture(self)
     }
 }
 

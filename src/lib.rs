@@ -42,6 +42,8 @@ pub use orion_runtime as runtime;
 pub use answer::{Answer, EngineEvent, Report};
 pub use builder::EngineBuilder;
 pub use chat::{Chat, ChatStream};
+#[cfg(feature = "async")]
+pub use engine::AnswerFuture;
 pub use engine::{AnswerStream, Engine, EngineStats, ModelStats};
 pub use guard::{Guardrail, InputLimits};
 pub use imatrix::{ImatrixOptions, measure_imatrix};

@@ -441,6 +441,61 @@ fn a_request_can_be_cancelled_in_every_state() {
     assert_eq!(engine.stats().unwrap().outcomes.cancelled, 4);
 }
 
+/// Polls until there is something, and sleeps until it is woken.
+#[cfg(feature = "async")]
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+            std::task::Poll::Ready(value) => return value,
+            std::task::Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn an_answer_can_be_awaited_and_a_future_that_is_dropped_cancels() {
+    let (stage, latch) = (Stage::new(), Latch::default());
+    let door = latch.clone();
+    stage.script("m", move |turn| match turn.prompt.as_str() {
+        "bad" => Err(down()),
+        "endless" => {
+            turn.started();
+            turn.until_cancelled();
+            Ok(())
+        }
+        _ => {
+            door.pass();
+            turn.say("one ");
+            turn.say("two");
+            Ok(())
+        }
+    });
+    let engine = engine(&stage, &["m"]);
+    let waiting = engine.stream("hi");
+    let seen = engine.clone();
+    let opens = std::thread::spawn(move || {
+        until("it runs", || seen.stats().unwrap().models.first().is_some_and(|model| model.running == 1));
+        latch.open();
+    });
+    assert_eq!(block_on(async { waiting.await.unwrap() }).text, "one two");
+    opens.join().unwrap();
+    assert_eq!(block_on(engine.stream("bad").into_future()).unwrap_err().kind(), down().kind());
+
+    let endless = engine.stream("endless").into_future();
+    until("it runs", || engine.stats().unwrap().models[0].running == 1);
+    drop(endless);
+    until("it is over", || engine.stats().unwrap().outcomes.cancelled == 1);
+}
+
 #[test]
 fn dropping_a_stream_or_setting_its_flag_cancels() {
     let stage = Stage::new();

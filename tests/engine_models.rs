@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use orion::{
-    Engine, EngineEvent, ErrorKind, FinishReason, Generation, ModelExt, Request, SamplingParams, state::Phase,
+    Constraint, Engine, EngineEvent, ErrorKind, FinishReason, Generation, ModelExt, Request, SamplingParams,
+    state::Phase,
 };
 use orion_testkit::models;
 
@@ -54,6 +55,35 @@ fn the_engine_says_what_the_model_says_alone_or_in_a_crowd() {
             }
         }
     }
+}
+
+#[test]
+fn an_answer_follows_its_schema_its_expression_and_its_grammar() {
+    let engine = smollm2();
+    let schema = r#"{"type": "object", "additionalProperties": false, "required": ["name", "legs"],
+        "properties": {"name": {"enum": ["cat", "bird"]}, "legs": {"type": "integer", "minimum": 2, "maximum": 4}}}"#;
+    let answer = engine.infer_with(greedy("Describe an animal.", 64).json_schema(schema)).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&answer.text).unwrap();
+    assert!(["cat", "bird"].contains(&value["name"].as_str().unwrap()), "{value}");
+    assert!((2..=4).contains(&value["legs"].as_i64().unwrap()), "{value}");
+    assert_eq!(value.as_object().unwrap().len(), 2);
+
+    let regex = Constraint::Regex("[0-9]{3}-[a-f]{2}".into());
+    let answer = engine.infer_with(greedy("Say something.", 32).constraint(regex)).unwrap();
+    let (digits, letters) = answer.text.split_once('-').unwrap();
+    assert!(digits.len() == 3 && digits.bytes().all(|byte| byte.is_ascii_digit()), "{}", answer.text);
+    assert!(
+        letters.len() == 2 && letters.bytes().all(|byte| (b'a'..=b'f').contains(&byte)),
+        "{}",
+        answer.text
+    );
+
+    let grammar = Constraint::Grammar(r#"root ::= "move " ("north" | "south") "!""#.into());
+    let answer = engine.infer_with(greedy("Where to?", 32).constraint(grammar)).unwrap();
+    assert!(["move north!", "move south!"].contains(&answer.text.as_str()), "{}", answer.text);
+
+    let broken = Request::new("hi").json_schema("{not a schema");
+    assert_eq!(engine.infer_with(broken).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
 #[test]
