@@ -38,7 +38,7 @@ BUILT  := $${CARGO_TARGET_DIR:-target}
 
 ONE_CORE := $(shell command -v taskset >/dev/null 2>&1 && echo taskset -c 0)
 
-EXAMPLES := quickstart stream agents responsive progressive batch resilient async_stream \
+EXAMPLES := quickstart stream agents helpdesk responsive progressive batch resilient async_stream \
   custom_source custom_gate custom_catalog custom_router custom_runtime custom_observer
 BENCHES := core parse blocks products decoder read pipeline text registry logging overhead router
 CONSUMERS := facade registry router resilience loader runtime logging pipeline
@@ -207,6 +207,10 @@ bench-pipeline: models ## Seconds and memory of quantising and merging, beside l
 
 bench-engine: models ## What the engine costs besides the model, and what it saves
 	$(CARGO) bench --quiet --bench engine
+
+bench-switch: models ## First token of a model that is not in memory, beside llama.cpp; MORE=--gemma: between SmolLM2 and Gemma
+	mkdir -p $(DEMO)
+	WORK="$${WORK:-$$PWD/$(DEMO)}" PYTHON="$(PYTHON)" $(CARGO) bench --quiet --bench switch -- $(MORE)
 
 soak: SECONDS = 120
 soak: models ## Clients, cancels and faults for SECONDS (120): nothing is lost, memory does not grow

@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a bench talks to the person who runs it")]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -115,7 +116,7 @@ enum Ahead {
 }
 
 const LOAD: Duration = Duration::from_millis(10);
-const THINK: Duration = Duration::from_millis(40);
+const THINK: Duration = Duration::from_millis(30);
 const WEIGHTS: u64 = 4000;
 
 /// Seconds to first tokens over a trace, requests that waited for their model, and whether loading ahead is on at the end.
@@ -126,7 +127,8 @@ fn walk(trace: &[&str], ahead: Ahead) -> Result<(f64, usize, bool)> {
     };
     let mut builder =
         Engine::builder().runtime(Arc::new(InstantRuntime(LOAD))).sources(weights).memory(2 * WEIGHTS);
-    for id in ["code", "test", "docs", "build"] {
+    let models: BTreeSet<&str> = trace.iter().copied().collect();
+    for id in models {
         let mut spec = ModelSpec::new(id.into(), vec![FileSpec::new(id)]);
         spec.weight_bytes = WEIGHTS;
         builder = builder.spec(spec);
@@ -154,6 +156,7 @@ fn foresight() -> Result<()> {
         ("order2", include_str!("data/traces/order2.txt")),
         ("recorded", include_str!("data/traces/recorded.txt")),
         ("uniform", include_str!("data/traces/uniform.txt")),
+        ("history", include_str!("data/traces/history.txt")),
     ] {
         let trace: Vec<&str> = text.lines().collect();
         let [never, foretold, known] =

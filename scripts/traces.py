@@ -2,10 +2,12 @@
 """Makes the traces of benches/data/traces: 500 requests each, one model id per line.
 
     scripts/traces.py             writes order2.txt and uniform.txt anew, from their seeds
-    scripts/traces.py --record    writes recorded.txt anew, from the history of this repository
+    scripts/traces.py --record    writes recorded.txt anew: lets the example helpdesk work (minutes; needs `make models`)
+    scripts/traces.py --history   writes history.txt anew, from the history of this repository
     scripts/traces.py --entropy   prints what stands in benches/data/traces/README.md
 
-Two runs write the same bytes; a recording does as long as the history it takes is the same.
+Two runs write the same bytes; a recording does as long as the model, the router and the tickets are the same, and the CPU
+rounds alike where two tokens are about as likely.
 """
 
 import collections
@@ -20,7 +22,7 @@ MODELS = ["code", "test", "docs", "build"]
 REQUESTS = 500
 # How many in a hundred requests of order2.txt follow from the two before them; the others are drawn.
 SURE = 90
-# The commit up to which recorded.txt was taken, and the most files one of its requests is for.
+# The commit up to which history.txt was taken, and the most files one of its requests is for.
 UNTIL = "2cf0202"
 MOST_FILES = 20
 
@@ -86,6 +88,12 @@ def kind(path):
 
 
 def recorded():
+    """The models that the help desk asks, one request after the other."""
+    desk = ["cargo", "run", "--quiet", "--release", "--example", "helpdesk", "--", str(REQUESTS)]
+    return subprocess.run(desk, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def history():
     log = ["git", "-C", str(ROOT), "log", "--reverse", "--no-merges", "--name-only", "--format=%x00", UNTIL]
     lines = subprocess.run(log, capture_output=True, text=True, check=True).stdout.split("\n")
     trace, last, files = [], None, 0
@@ -113,6 +121,14 @@ def entropy(trace, order):
     return bits / total
 
 
+def waits(trace):
+    """Requests that wait, if the two models are in memory that follow the last two most often in the whole trace."""
+    contexts = collections.defaultdict(collections.Counter)
+    for at in range(2, len(trace)):
+        contexts[tuple(trace[at - 2 : at])][trace[at]] += 1
+    return sum(sum(counts.values()) - sum(n for _, n in counts.most_common(2)) for counts in contexts.values())
+
+
 def write(name, trace):
     TRACES.mkdir(parents=True, exist_ok=True)
     (TRACES / f"{name}.txt").write_text("\n".join(trace) + "\n")
@@ -121,11 +137,13 @@ def write(name, trace):
 def main(arguments):
     if arguments == ["--record"]:
         write("recorded", recorded())
+    elif arguments == ["--history"]:
+        write("history", history())
     elif arguments == ["--entropy"]:
-        for name in ["order2", "recorded", "uniform"]:
+        for name in ["order2", "recorded", "uniform", "history"]:
             trace = (TRACES / f"{name}.txt").read_text().split()
             bits = [f"{entropy(trace, order):.2f}" for order in range(3)]
-            print(f"{name}: {len(trace)} requests; {', '.join(bits)} bits given none, one, two before")
+            print(f"{name}: {len(trace)} requests; {', '.join(bits)} bits given none, one, two before; {waits(trace)} wait in hindsight")
         sure = SURE / 100 + (1 - SURE / 100) / 4
         rest = (1 - SURE / 100) / 4
         print(f"the source of order2: {-sure * math.log2(sure) - 3 * rest * math.log2(rest):.2f} bits given two before")

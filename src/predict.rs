@@ -344,6 +344,25 @@ mod tests {
     }
 
     #[test]
+    fn of_the_committed_traces_it_saves_most_and_where_nothing_can_be_foretold_it_costs_next_to_nothing() {
+        let misses_of = |text: &str| {
+            let trace: Vec<ModelId> = text.lines().map(ModelId::from).collect();
+            assert_eq!(trace.len(), 500);
+            (misses(&trace, false) as f64, misses(&trace, true) as f64)
+        };
+        for text in [
+            include_str!("../benches/data/traces/order2.txt"),
+            include_str!("../benches/data/traces/recorded.txt"),
+        ] {
+            let (without, with) = misses_of(text);
+            let saved = (without - with) / (without - 1.0);
+            assert!(saved >= 0.7, "{saved} of what could be saved");
+        }
+        let (without, with) = misses_of(include_str!("../benches/data/traces/uniform.txt"));
+        assert!(with <= 1.02 * without, "{with} misses in place of {without}");
+    }
+
+    #[test]
     fn what_two_models_back_decides_is_learned() {
         // After a b comes c, after c b comes a: b alone says nothing.
         let predictor = of(&["a", "b", "c", "b"].repeat(8));
