@@ -5,6 +5,8 @@ PROMPT ?= Explain in three sentences why the sky is blue.
 SECONDS ?= 60
 RUNS    ?=
 SANITIZER ?= address
+TARGETS ?=
+MAX_LEN ?= 4096
 REGISTRY ?= models.json
 MODEL  ?= $(shell $(PYTHON) scripts/models.py --print-path smollm2)
 
@@ -30,6 +32,7 @@ MORE   ?=
 # What `make coverage` looks at, and `make mutants`.
 OF     ?= --workspace
 CRATE  ?= orion-resilience
+SHARD  ?=
 
 # Of the benches: what they are saved as, and what they are compared with.
 NAME   ?= latest
@@ -167,15 +170,18 @@ examples: models ## Run every example that runs by itself
 	$(CARGO) build --quiet --release --workspace --examples
 	for name in $(EXAMPLES); do echo "example $$name"; "$(BUILT)/release/examples/$$name" >/dev/null || exit 1; done
 
-fuzz: ## Fuzz every parser for SECONDS (60) or RUNS inputs each; SANITIZER=none is faster, and then memory is held to 256 MB
+fuzz: ## Fuzz every parser, or TARGETS, for SECONDS (60) or RUNS inputs each; SANITIZER=none is faster, and then memory is held to 256 MB
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install cargo-fuzz --locked --debug
-	for target in $$($(CARGO) fuzz list); do \
-	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s $(SANITIZER) $$target -- -max_total_time=$(SECONDS) $(addprefix -runs=,$(RUNS)) \
-	    -timeout=10 $(if $(filter none,$(SANITIZER)),-rss_limit_mb=256) || exit 1; \
+	for target in $(or $(TARGETS),$$($(CARGO) fuzz list)); do \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s $(SANITIZER) $$target -- $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)) \
+	    -max_len=$(MAX_LEN) -timeout=10 $(if $(filter none,$(SANITIZER)),-rss_limit_mb=256) \
+	    -entropic_scale_per_exec_time=1 -print_final_stats=1 || exit 1; \
 	done
 
-fuzz-cmin: ## Keep of what the fuzzers found only the inputs that reach something of their own
-	for target in $$($(CARGO) fuzz list); do RUSTC_BOOTSTRAP=1 $(CARGO) fuzz cmin -s none $$target || exit 1; done
+fuzz-cmin: ## Keep of what the fuzzers found one input for each branch that is reached
+	for target in $(or $(TARGETS),$$($(CARGO) fuzz list)); do \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz cmin -s none $$target -- -max_len=$(MAX_LEN) -use_counters=0 || exit 1; \
+	done
 
 ##@ Measure
 bench: models ## Run the Criterion benches of all crates: make bench [NAME=latest] writes target/bench/NAME.md and .svg
@@ -242,10 +248,11 @@ coverage: models ## Line coverage of the tests, per crate (an hour); make covera
 	  $(CARGO) llvm-cov report --release --no-default-ignore-filename-regex --lcov --output-path "$$CARGO_TARGET_DIR/lcov.info"
 	$(PYTHON) scripts/coverage.py "$$CARGO_TARGET_DIR/lcov.info" --json "$$CARGO_TARGET_DIR/coverage.json"
 
-mutants: ## Change CRATE in small ways, and count which changes its tests catch (hours; goes on where it stopped)
+mutants: ## Change CRATE in small ways, and count which changes its tests catch (hours; goes on where it stopped); SHARD=0/8 tries an eighth
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install cargo-mutants --locked
 	CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 $(CARGO) mutants --package $(CRATE) --iterate --timeout 30 \
-	  $(if $(filter nextest,$(TEST)),--test-tool nextest --cargo-test-arg=--max-fail=1:immediate) --jobs 1 --output target/mutants/$(CRATE)
+	  $(if $(filter nextest,$(TEST)),--test-tool nextest --cargo-test-arg=--max-fail=1:immediate) --jobs 1 --output target/mutants/$(CRATE) \
+	  $(if $(SHARD),--shard $(SHARD) --sharding round-robin)
 
 ##@ Before a commit
 check: lint doc deny package test examples consumer soak ## Everything CI checks: format, clippy, docs, dependencies, packages, tests, examples, consumers, a soak

@@ -20,7 +20,7 @@ static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     Tokenizer::from_header(&header).expect("a well-formed vocabulary")
 });
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: orion_fuzz::forgive_caught_panics_of_libraries(), |data: &[u8]| {
     let text = String::from_utf8_lossy(data);
     let (message, source) = text.split_once('\n').unwrap_or(("", &text));
     let Ok(template) = ChatTemplate::new(source) else { return };

@@ -32,7 +32,7 @@ fn header(data: &[u8]) -> Option<(ModelHeader, String)> {
     Some((ModelHeader::new(ModelFormat::Gguf, metadata, Vec::new()), sample))
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: orion_fuzz::forgive_caught_panics_of_libraries(), |data: &[u8]| {
     let Some((header, text)) = header(data) else { return };
     let Ok(tokenizer) = Tokenizer::from_header(&header) else { return };
     for special in [SpecialTokens::Plain, SpecialTokens::Parse] {
