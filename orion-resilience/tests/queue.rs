@@ -46,6 +46,15 @@ fn refusal(result: Result<Ticket<u32, u32>, NotQueued<u32>>) -> Error {
 }
 
 #[test]
+fn what_a_worker_says_went_wrong_reaches_the_caller() {
+    let (queue, _) = queue(QueueSettings::new());
+    let ticket = put(&queue, 1);
+    queue.try_next().unwrap().fail(Error::new(ErrorKind::NotFound, "no such model"));
+    let error = ticket.try_answer().expect("answered").unwrap_err();
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "no such model"));
+}
+
+#[test]
 fn requests_of_one_caller_are_served_in_order_and_answered() {
     let (queue, _) = queue(QueueSettings::new());
     let tickets: Vec<_> = (0..5).map(|n| put(&queue, n)).collect();

@@ -199,4 +199,20 @@ mod tests {
             assert_eq!(exact.totals(at(20_000 + gone)).calls, 255 - gone);
         }
     }
+
+    #[test]
+    fn calls_that_join_are_at_most_a_grain_apart() {
+        // 256 grains of 100 ms; the first 256 calls a millisecond apart, so that there is no room for more times.
+        let mut window = Window::new(WindowKind::Time(Duration::from_millis(25_600)));
+        for millis in 0..256 {
+            window.record(at(millis), FAILED);
+        }
+        // The last time is 255: one call joins it soon, one a whole grain later, and one comes too late for that.
+        for millis in [256, 355, 356] {
+            window.record(at(millis), FAILED);
+        }
+        assert_eq!(window.totals(at(25_600 + 254)).calls, 4);
+        assert_eq!(window.totals(at(25_600 + 255)).calls, 1);
+        assert_eq!(window.totals(at(25_600 + 356)).calls, 0);
+    }
 }
