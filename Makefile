@@ -55,9 +55,11 @@ help: ## List the targets
 
 ##@ Use
 run: models ## Let a real model answer: make run PROMPT="…"
+	$(CARGO) build --release -p orion-cli
 	$(ORION) generate --model "$(MODEL)" --prompt "$(PROMPT)"
 
 chat: models ## Talk to it
+	$(CARGO) build --release -p orion-cli
 	$(ORION) chat --model "$(MODEL)"
 
 models: ## Fetch SmolLM2 and MiniLM (177 MB, once), verified, into a cache outside the repository
