@@ -37,7 +37,7 @@ impl std::borrow::Borrow<str> for ModelId {
 
 impl fmt::Display for ModelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.pad(&self.0)
     }
 }
 
@@ -83,7 +83,7 @@ impl TokenId {
 
 impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
@@ -151,6 +151,11 @@ mod tests {
         for bad in ["", &text[1..], &text.to_uppercase(), "sha256:../../x", &format!("{text}0")] {
             assert_eq!(Digest::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_stand_in_columns() {
+        assert_eq!(format!("{:>8}|{:<4}|", TokenId(19_556), ModelId::new("a")), "   19556|a   |");
     }
 
     #[test]
