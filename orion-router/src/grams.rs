@@ -65,7 +65,7 @@ impl GramOptions {
         if longest > 0 {
             for word in &words {
                 let padded: Vec<char> = format!("<{word}>").chars().collect();
-                for length in shortest..=longest.min(padded.len()) {
+                for length in shortest.max(1)..=longest.min(padded.len()) {
                     for letters in padded.windows(length) {
                         run.clear();
                         run.extend(letters);
@@ -121,5 +121,9 @@ mod tests {
         assert!((length.sqrt() - options.weight).abs() < 1e-6);
         assert!(options.of("?!").is_empty() && options.of("").is_empty());
         assert!(GramOptions::none().of("words").is_empty());
+        // Runs of no letters are none.
+        let from =
+            |shortest| GramOptions { letters: (shortest, 3), ..GramOptions::with_letters() }.of("words");
+        assert_eq!(from(0), from(1));
     }
 }

@@ -415,8 +415,10 @@ impl Head {
             return Err(Error::corrupt("the weights do not match their digest"));
         }
         let finite = about.temperature.is_finite() && about.temperature > 0.0 && !about.threshold.is_nan();
-        if !finite || about.grams.letters.1 > 16 || about.grams.words > 16 || classes > MAX_CLASSES + 1 {
-            return Err(Error::corrupt("temperature, threshold, labels or n-gram lengths out of range"));
+        let labelled = !about.labels.is_empty() && classes <= MAX_CLASSES + 1;
+        let grams = &about.grams;
+        if !finite || !labelled || grams.letters.1 > 16 || grams.words > 16 || !grams.weight.is_finite() {
+            return Err(Error::corrupt("temperature, threshold, labels or n-grams out of range"));
         }
         let head = Self { about, model };
         head.check_encoder(embedder)?;
@@ -628,7 +630,9 @@ impl<A> Loaded<A> {
     /// Takes the matrix of that name and width, and of `rows` rows if that is known.
     pub(crate) fn take(&mut self, name: &str, width: usize, rows: Option<usize>) -> Result<Vec<f32>> {
         let fits = |(have, values): &(usize, Vec<f32>)| {
-            *have == width && width > 0 && rows.is_none_or(|rows| rows * width == values.len())
+            *have == width
+                && width > 0
+                && rows.is_none_or(|rows| rows.checked_mul(width) == Some(values.len()))
         };
         let part = self.parts.remove(name).filter(fits);
         part.map(|part| part.1)
@@ -656,7 +660,11 @@ pub(crate) fn load<A: serde::de::DeserializeOwned>(
         let (Dtype::F32, [_, width]) = (view.dtype(), view.shape()) else {
             return Err(corrupt(&format_args!("tensor {name} is no matrix of f32")));
         };
-        let values = view.data().as_chunks::<4>().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect();
+        let chunks = view.data().as_chunks::<4>().0;
+        let values: Vec<f32> = chunks.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect();
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(corrupt(&format_args!("tensor {name} holds numbers that are not finite")));
+        }
         parts.insert(name, (*width, values));
     }
     Ok(Loaded { about, parts })

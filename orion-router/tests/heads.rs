@@ -93,6 +93,82 @@ fn a_head_learns_topics_and_rejects_what_is_foreign() {
 }
 
 #[test]
+fn a_report_counts_what_a_head_answers() {
+    // Some labels are wrong, one is unknown to the head, and half of what is in scope is not answered.
+    let words = Words("words");
+    let head = head(AbstainAt::Never);
+    let head = head.calibrated(&words, &examples(3, 90), AbstainAt::InScopeAccuracy(0.6)).unwrap();
+    let mut test: Vec<Example> = examples(4, 60).into_iter().chain(foreign()).collect();
+    test[0].label = "sail".to_owned();
+    test[1].label = "code".to_owned();
+    test[2].label = "astronomy".to_owned();
+    let report = evaluate(&head, &words, &test, &SystemClock::new()).unwrap();
+
+    let texts: Vec<&str> = test.iter().map(|example| example.text.as_str()).collect();
+    let verdicts = head.judge_all(&words, &texts).unwrap();
+    let rows: Vec<(&str, &str, bool, f32)> = test
+        .iter()
+        .zip(&verdicts)
+        .map(|(example, it)| {
+            (
+                example.label.as_str(),
+                head.labels()[it.label].as_str(),
+                it.abstained,
+                it.probabilities[it.label],
+            )
+        })
+        .collect();
+    let count = |pick: &dyn Fn(&str, &str, bool) -> bool| {
+        rows.iter().filter(|(label, answer, abstained, _)| pick(label, answer, *abstained)).count()
+    };
+    let known = |label: &str| label != OUT_OF_SCOPE;
+    let (scope, foreign) = (count(&|label, _, _| known(label)), count(&|label, _, _| !known(label)));
+    assert_eq!((report.examples, report.in_scope, report.out_of_scope), (67, scope, foreign));
+    let share = |part: usize, of: usize| part as f64 / of as f64;
+    let right = count(&|label, answer, abstained| label == answer && !abstained);
+    let forced = count(&|label, answer, _| label == answer);
+    let rejected = count(&|label, _, abstained| known(label) && abstained);
+    let caught = count(&|label, _, abstained| !known(label) && abstained);
+    assert!(right > 0 && right < forced && rejected > 0 && caught > 0 && forced < scope, "{right} {forced}");
+    assert_eq!(report.accuracy, share(right, scope));
+    assert_eq!(report.accuracy_without_abstaining, share(forced, scope));
+    assert_eq!(report.abstained, share(rejected + caught, 67));
+    assert_eq!(report.wrongly_rejected, share(rejected, scope));
+    assert_eq!(report.out_of_scope_recall, Some(share(caught, foreign)));
+    assert_eq!(report.wrongly_accepted, Some(share(foreign - caught, foreign)));
+    assert_eq!(report.baselines.random, 1.0 / 3.0);
+    assert_eq!(report.baselines.majority, share(20, scope), "20 of each topic, three of them moved around");
+
+    assert_eq!(report.per_label.len(), 4);
+    for (name, it) in &report.per_label {
+        let own = count(&|label, _, _| label == name);
+        let right = count(&|label, answer, abstained| label == name && answer == name && !abstained);
+        let given = count(&|_, answer, abstained| answer == name && !abstained);
+        let abstained = count(&|label, _, abstained| label == name && abstained);
+        assert_eq!((it.examples, it.right, it.abstained), (own, right, abstained), "{name}");
+        assert_eq!(it.wrongly_given, given - right, "{name}");
+        assert_eq!(it.recall, share(right, own));
+        assert_eq!(it.precision, if given == 0 { 0.0 } else { share(right, given) });
+    }
+    for cell in &report.confusion {
+        let given = |answer: &str, abstained: bool| {
+            if abstained { "abstained".to_owned() } else { answer.to_owned() }
+        };
+        let same =
+            count(&|label, answer, abstained| label == cell.label && given(answer, abstained) == cell.answer);
+        assert_eq!(cell.count, same, "{cell:?}");
+    }
+    let order: Vec<_> =
+        report.confusion.iter().map(|cell| (cell.label == cell.answer, usize::MAX - cell.count)).collect();
+    assert!(order.is_sorted(), "errors first, the frequent ones before the others: {:?}", report.confusion);
+    let pairs: Vec<(f32, bool)> =
+        rows.iter().filter(|row| known(row.0)).map(|row| (row.3, row.0 == row.1)).collect();
+    assert_eq!(report.ece, orion_router::calibration_error(&pairs));
+    let last = report.risk_coverage.last().unwrap();
+    assert_eq!((last.coverage, last.risk), (1.0, share(67 - forced, 67)));
+}
+
+#[test]
 fn training_is_deterministic_and_a_saved_head_is_the_same_head() {
     let first = head(AbstainAt::Best);
     assert_eq!(first, head(AbstainAt::Best));
@@ -147,6 +223,65 @@ fn heads_of_another_encoder_or_with_changed_bytes_are_refused() {
         Head::load(&folder.path().join("none"), &Words("words")).unwrap_err().kind(),
         ErrorKind::NotFound
     );
+}
+
+/// A saved head with its description changed as text.
+fn changed(path: &std::path::Path, from: &str, to: &str) {
+    let bytes = std::fs::read(path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&bytes[8..8 + len]).unwrap();
+    assert!(header.contains(from), "{header}");
+    let header = header.replacen(from, to, 1);
+    let header = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[8 + len..]].concat();
+    std::fs::write(path, header).unwrap();
+}
+
+#[test]
+fn a_head_that_describes_itself_wrongly_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("head");
+    let saved = head(AbstainAt::Best);
+    for (from, to) in [
+        (r#"\"labels\":[\"code\",\"cook\",\"sail\"]"#, r#"\"labels\":[]"#),
+        (r#"\"labels\":[\"code\","#, r#"\"labels\":["#),
+        (r#"\"words\":2"#, r#"\"words\":17"#),
+        (r#"\"letters\":[0,0]"#, r#"\"letters\":[0,17]"#),
+        (r#"\"weight\":0.4"#, r#"\"weight\":1e39"#),
+        (r#"\"buckets\":4096"#, r#"\"buckets\":4095"#),
+        (r#"\"temperature\":"#, r#"\"temperature\":-"#),
+    ] {
+        saved.save(&path).unwrap();
+        changed(&path, from, to);
+        let error = Head::load(&path, &Words("words")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{from}: {error}");
+    }
+    // No label at all, and all of its classes nonsense.
+    saved.save(&path).unwrap();
+    let text = std::fs::read(&path).unwrap();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let number = |key: &str| {
+        let from = text.find(key).unwrap() + key.len();
+        text[from..].split(',').next().unwrap().parse::<usize>().unwrap()
+    };
+    let clusters = text.split(r#"\"clusters\":["#).nth(1).unwrap().split(']').next().unwrap().to_owned();
+    let sum: usize = clusters.split(',').map(|count| count.parse::<usize>().unwrap()).sum();
+    let nonsense = number(r#"\"nonsense\":"#);
+    changed(&path, r#"\"labels\":[\"code\",\"cook\",\"sail\"]"#, r#"\"labels\":[]"#);
+    changed(&path, &format!(r#"\"clusters\":[{clusters}]"#), r#"\"clusters\":[]"#);
+    changed(&path, &format!(r#"\"nonsense\":{nonsense},"#), &format!(r#"\"nonsense\":{},"#, nonsense + sum));
+    assert_eq!(Head::load(&path, &Words("words")).unwrap_err().kind(), ErrorKind::Corrupt);
+    // Lengths from nothing are no reason to fall over.
+    saved.save(&path).unwrap();
+    changed(&path, r#"\"letters\":[0,0]"#, r#"\"letters\":[0,3]"#);
+    Head::load(&path, &Words("words")).unwrap().judge_all(&Words("words"), &["the wind of rope"]).unwrap();
+
+    saved.save(&path).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let error = Head::load(&path, &Words("words")).unwrap_err();
+    assert!(error.to_string().contains("not finite"), "{error}");
 }
 
 #[test]
