@@ -79,4 +79,29 @@ mod tests {
         assert!((calibration_error(&answers) - (0.8 + 0.2) / 4.0).abs() < 1e-6);
         assert!((calibration_error(&[(1.0, true), (1.0, false)]) - 0.5).abs() < 1e-6);
     }
+
+    #[test]
+    fn the_temperature_is_the_one_of_least_loss() {
+        // By search over a grid of steps of a thousandth.
+        let close = |found: f32, expected: f32| assert!((found / expected - 1.0).abs() < 5e-3, "{found}");
+        let rows = vec![
+            vec![2.0, 0.0, -1.0],
+            vec![0.5, 1.0, 0.0],
+            vec![0.0, 3.0, 1.0],
+            vec![1.0, 1.2, 0.9],
+            vec![0.0, 0.2, 2.0],
+        ];
+        close(fit_temperature(&rows, &[0, 0, 1, 2, 2]), 0.63954);
+        let rows = vec![vec![0.2, 0.0], vec![0.3, 0.0], vec![0.0, 0.1], vec![0.2, 0.1]];
+        close(fit_temperature(&rows, &[0, 0, 1, 1]), 0.10674);
+        // All right: as cold as is allowed, which is e to the minus three.
+        close(fit_temperature(&rows, &[0, 0, 1, 0]), 0.04979);
+    }
+
+    #[test]
+    fn bins_are_fifteen_and_of_equal_width() {
+        // 0.06 and 0.07 lie either side of a fifteenth: alone in their bins, neither evens out the other.
+        assert!((calibration_error(&[(0.06, true), (0.07, false)]) - (0.94 + 0.07) / 2.0).abs() < 1e-6);
+        assert!((calibration_error(&[(0.07, true), (0.13, false)]) - 0.8 / 2.0).abs() < 1e-6);
+    }
 }

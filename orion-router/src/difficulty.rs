@@ -314,3 +314,58 @@ impl Router for DifficultyRouter {
         Ok(decision)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(gains: Vec<f32>) -> DifficultyHead {
+        let model = KernelRidge {
+            gamma: 1.0,
+            outputs: OUTCOMES,
+            landmarks: Vec::new(),
+            weights: Vec::new(),
+            bias: vec![0.0; OUTCOMES],
+        };
+        let about = About {
+            format: FORMAT.to_owned(),
+            encoder: "e".to_owned(),
+            gamma: 1.0,
+            gains,
+            examples: 0,
+            digest: digest_of(&parts(&model)),
+        };
+        DifficultyHead { about, model }
+    }
+
+    #[test]
+    fn shares_are_the_gains_at_every_percent() {
+        // 201 gains, two to a percent: the largest first, and between two the one further down.
+        let gains = shares((0..201).map(|at| at as f32).collect());
+        let expected: Vec<f32> = (0..=100).map(|percent| 200.0 - 2.0 * percent as f32).collect();
+        assert_eq!(gains, expected);
+        assert_eq!(shares(vec![1.0, 3.0])[..2], [3.0, 1.0]);
+        assert_eq!(shares(vec![7.0]), [7.0; 101]);
+    }
+
+    #[test]
+    fn thresholds_lie_between_the_gains_of_two_percents() {
+        let head = head(shares((0..201).map(|at| at as f32).collect()));
+        assert_eq!(head.threshold_for_share(0.0), f32::INFINITY);
+        assert_eq!(head.threshold_for_share(1.0), f32::NEG_INFINITY);
+        for (share, expected) in [(0.25, 150.0), (0.5, 100.0), (0.125, 175.0), (0.995, 1.0)] {
+            assert!((head.threshold_for_share(share) - expected).abs() < 1e-3, "{share}");
+        }
+    }
+
+    #[test]
+    fn outcomes_are_read_as_chances() {
+        // Neither, only the weak one, only the strong one, both.
+        let it = read(&[0.1, 0.2, 0.3, 0.4]);
+        assert!((it.weak_suffices - 0.7).abs() < 1e-6 && (it.gain - 0.1).abs() < 1e-6);
+        // What lies beyond 0 to 1 is no chance, and still ranks.
+        let it = read(&[-1.0, -0.5, 1.5, 0.25]);
+        assert!((it.weak_suffices - 0.2).abs() < 1e-6 && (it.gain - 2.0).abs() < 1e-6);
+        assert_eq!(read(&[0.0; 4]).weak_suffices, 1.0);
+    }
+}

@@ -394,4 +394,54 @@ mod tests {
         let points: Vec<_> = curve.iter().map(|point| (point.coverage, point.risk)).collect();
         assert_eq!(points, [(0.25, 0.0), (0.5, 0.0), (0.75, 1.0 / 3.0), (1.0, 0.5)]);
     }
+
+    #[test]
+    fn long_curves_have_a_hundred_points() {
+        // 250 answers, the 50 least familiar of them wrong.
+        let scored = (0..250).map(|at| (at as f32, at >= 50)).collect();
+        let curve = risk_coverage(scored);
+        assert_eq!(curve.len(), 100);
+        for (at, point) in curve.iter().enumerate() {
+            let answered = (at + 1) * 250 / 100;
+            assert_eq!(point.coverage, answered as f64 / 250.0);
+            assert_eq!(point.risk, answered.saturating_sub(200) as f64 / answered as f64);
+        }
+        assert_eq!(risk_coverage(Vec::new()), []);
+    }
+
+    #[test]
+    fn a_curve_of_costs_at_every_percent() {
+        // Ranked: two gains, a loss, and a draw both models answer.
+        let records = [record(false, true), record(false, true), record(true, false), record(true, true)];
+        let report = rank_difficulty(&[0.4, 0.3, 0.2, 0.1], &records);
+        assert_eq!((report.weak_accuracy, report.strong_accuracy, report.oracle_accuracy), (0.5, 0.75, 1.0));
+        assert_eq!(report.curve.len(), 101);
+        for (percent, accuracy) in [(0, 0.5), (24, 0.5), (25, 0.75), (50, 1.0), (75, 0.75), (100, 0.75)] {
+            let point = report.curve[percent];
+            let share = (percent / 25) as f64 / 4.0;
+            assert_eq!(
+                (point.strong_share, point.accuracy, point.random),
+                (share, accuracy, 0.5 + 0.25 * share)
+            );
+        }
+        // Of a gap of one: 0, 1, 2, 1, 1 recovered.
+        assert_eq!(
+            (report.apgr, report.strong_share_at_50, report.strong_share_at_80),
+            (Some(1.0), Some(0.25), Some(0.25))
+        );
+        assert_eq!((report.waste, report.quality_risk), (0.0, 0.0));
+        let backwards = rank_difficulty(&[0.1, 0.2, 0.3, 0.4], &records);
+        assert_eq!((backwards.waste, backwards.quality_risk), (0.5, 0.5));
+    }
+
+    #[test]
+    fn percentiles_round_to_the_nearest_time() {
+        let latency = Latency::of((0..=200).rev().map(Duration::from_micros).collect());
+        assert_eq!(
+            (latency.p50_us.round(), latency.p95_us.round(), latency.p99_us.round()),
+            (100.0, 190.0, 198.0)
+        );
+        let one = Latency::of(vec![Duration::from_millis(2)]);
+        assert_eq!((one.p50_us.round(), one.p99_us.round()), (2000.0, 2000.0));
+    }
 }

@@ -310,3 +310,160 @@ impl<R: Router> Router for FeedbackRouter<R> {
         Ok(moved)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orion_core::{ManualClock, ModelSpec};
+
+    /// Prompts are points on a circle, by the degrees they spell.
+    struct Circle;
+
+    impl Embedder for Circle {
+        fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+            let angle =
+                |text: &str| text.trim_start_matches("at ").parse::<f32>().unwrap_or(0.0).to_radians();
+            Ok(texts.iter().map(|text| vec![angle(text).cos(), angle(text).sin()]).collect())
+        }
+        fn dimension(&self) -> usize {
+            2
+        }
+        fn fingerprint(&self) -> String {
+            "circle".to_owned()
+        }
+    }
+
+    struct Even;
+
+    impl Router for Even {
+        fn route(&self, _: &Query<'_>, candidates: &[Candidate<'_>]) -> Result<Decision> {
+            let score = |c: &Candidate<'_>| if c.spec.id.as_str() == "a" { 0.55 } else { 0.45 };
+            let ranked = candidates.iter().map(|c| Ranked { model: c.spec.id.clone(), score: score(c) });
+            Ok(Decision::new(ranked.collect(), 0.55, false, "it stands first", "even"))
+        }
+    }
+
+    fn router(clock: &ManualClock, regions: usize) -> FeedbackRouter<Even> {
+        let options = FeedbackOptions { regions, similarity: 0.9, ..FeedbackOptions::default() };
+        FeedbackRouter::new(Even, Arc::new(Circle), Arc::new(clock.clone()), options)
+    }
+
+    fn tell(router: &FeedbackRouter<Even>, prompt: &str, model: &str, right: usize, wrong: usize) {
+        (0..right).for_each(|_| router.feedback(prompt, &model.into(), true).unwrap());
+        (0..wrong).for_each(|_| router.feedback(prompt, &model.into(), false).unwrap());
+    }
+
+    fn decide(router: &FeedbackRouter<Even>, prompt: &str) -> Decision {
+        let specs = ["a", "b"].map(|id| ModelSpec::new(id.into(), vec![]));
+        let candidates: Vec<_> = specs.iter().map(Candidate::new).collect();
+        router.route(&Query::new(prompt), &candidates).unwrap()
+    }
+
+    #[test]
+    fn clear_outcomes_move_scores_by_half_of_the_difference_of_rates() {
+        let clock = ManualClock::new();
+        let router = router(&clock, 4);
+        tell(&router, "at 0", "a", 2, 10);
+        tell(&router, "at 0", "b", 9, 1);
+        // (2 + 1) / (12 + 2) against (9 + 1) / (10 + 2).
+        let shift = 0.5 * (10.0 / 12.0 - 3.0 / 14.0);
+        let decision = decide(&router, "at 10");
+        let scores: Vec<_> = decision.ranked.iter().map(|it| (it.model.as_str(), it.score)).collect();
+        assert!(scores[0].0 == "b" && (scores[0].1 - (0.45 + shift)).abs() < 1e-6, "{scores:?}");
+        assert!(scores[1].0 == "a" && (scores[1].1 - (0.55 - shift)).abs() < 1e-6, "{scores:?}");
+        assert!((decision.confidence - (0.45 + shift)).abs() < 1e-6);
+        assert_eq!(
+            decision.reason,
+            "it stands first; outcomes of similar prompts say otherwise (a 21 %, b 83 %)"
+        );
+        // Elsewhere nothing is known.
+        assert_eq!(decide(&router, "at 90").reason, "it stands first");
+        assert_eq!(decide(&router, "at 90").ranked[0].score, 0.55);
+    }
+
+    #[test]
+    fn too_few_outcomes_of_either_or_a_small_difference_move_nothing() {
+        for (a, b, moves) in [
+            ((0, 8), (8, 0), true),
+            ((0, 7), (20, 0), false),
+            ((0, 20), (7, 0), false),
+            // 2.5 standard errors apart, and 1.6.
+            ((4, 8), (10, 2), true),
+            ((5, 7), (9, 3), false),
+        ] {
+            let clock = ManualClock::new();
+            let router = router(&clock, 4);
+            tell(&router, "at 0", "a", a.0, a.1);
+            tell(&router, "at 0", "b", b.0, b.1);
+            assert_eq!(decide(&router, "at 0").ranked[0].model.as_str() == "b", moves, "{a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn outcomes_count_half_after_a_half_life_and_do_not_grow_back() {
+        let clock = ManualClock::new();
+        let router = router(&clock, 4);
+        tell(&router, "at 0", "a", 0, 16);
+        tell(&router, "at 0", "b", 16, 0);
+        let month = Duration::from_secs(30 * 24 * 3600);
+        clock.advance(month);
+        // Eight of each are left, which is just enough: 1/10 against 9/10.
+        let decision = decide(&router, "at 0");
+        assert!((decision.ranked[0].score - (0.45 + 0.4)).abs() < 1e-4, "{decision:?}");
+        clock.advance(Duration::from_secs(3600));
+        assert_eq!(decide(&router, "at 0").ranked[0].model.as_str(), "a");
+        // One more of each makes up for the hour; a clock that jumps back brings nothing back.
+        tell(&router, "at 0", "a", 0, 1);
+        tell(&router, "at 0", "b", 1, 0);
+        let decision = decide(&router, "at 0");
+        assert_eq!(decision.ranked[0].model.as_str(), "b");
+        clock.set_wall(Duration::ZERO);
+        assert_eq!(decide(&router, "at 0"), decision);
+    }
+
+    #[test]
+    fn the_least_used_region_makes_room() {
+        let clock = ManualClock::new();
+        let router = router(&clock, 2);
+        tell(&router, "at 0", "a", 0, 20);
+        tell(&router, "at 0", "b", 20, 0);
+        tell(&router, "at 90", "a", 1, 0);
+        assert_eq!(router.regions(), 2);
+        tell(&router, "at 180", "a", 1, 0);
+        assert_eq!(router.regions(), 2);
+        assert_eq!(decide(&router, "at 0").ranked[0].model.as_str(), "b", "what was used most has stayed");
+        // Used long ago is used less.
+        clock.advance(Duration::from_secs(20 * 30 * 24 * 3600));
+        tell(&router, "at 180", "a", 1, 0);
+        tell(&router, "at 270", "a", 1, 0);
+        clock.set_wall(Duration::ZERO);
+        assert_eq!(decide(&router, "at 0").ranked[0].model.as_str(), "a");
+        assert!(format!("{router:?}").starts_with("FeedbackRouter { regions: 2, path: None"));
+    }
+
+    #[test]
+    fn memories_out_of_range_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.json");
+        let read = |centre: &str, right: &str, total: &str, at: &str| {
+            let text = format!(
+                r#"{{"format": "{FORMAT}", "encoder": "circle", "regions": [{{"centre": {centre}, "at": {at},
+                    "counts": [{{"model": "a", "right": {right}, "total": {total}}}]}}]}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+            router(&ManualClock::new(), 4).persisted_at(&path).map(|router| router.regions())
+        };
+        assert_eq!(read("[1, 0]", "2", "2", "0").unwrap(), 1);
+        for (centre, right, total, at) in [
+            ("[1]", "1", "2", "0"),
+            ("[1, 0]", "3", "2", "0"),
+            ("[1, 0]", "-1", "2", "0"),
+            ("[1, 0]", "1", "1e39", "0"),
+        ] {
+            assert!(read(centre, right, total, at).is_err(), "{centre} {right} {total} {at}");
+        }
+        std::fs::write(&path, r#"{"format": "other", "encoder": "circle", "regions": []}"#).unwrap();
+        assert!(router(&ManualClock::new(), 4).persisted_at(&path).is_err());
+        assert!(router(&ManualClock::new(), 4).persisted_at(folder.path()).is_err());
+    }
+}

@@ -311,4 +311,105 @@ mod tests {
     fn log_sum_exp_does_not_overflow() {
         assert!((log_sum_exp(&[1000.0, 1000.0]) - (1000.0 + 2f32.ln())).abs() < 1e-3);
     }
+
+    #[test]
+    fn adam_steps_as_the_paper_says() {
+        let mut adam = Adam::new(2);
+        adam.values = vec![0.0, 1.0];
+        for (step, gradient, rate, expected) in [
+            (1, [0.5, -2.0], 0.1, [-0.099_999_998, 1.099_999_999]),
+            (2, [0.25, 1.0], 0.05, [-0.146_373_609, 1.110_160_2]),
+            (3, [0.25, 1.0], 0.05, [-0.191_918_493, 1.102_743_037]),
+        ] {
+            adam.gradient = gradient.to_vec();
+            adam.step(step, rate, 0.1);
+            for (value, expected) in adam.values.iter().zip(expected) {
+                assert!((value - expected).abs() < 1e-6, "step {step}: {value} instead of {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn random_numbers_are_those_of_splitmix64() {
+        let mut state = 0;
+        let numbers: [u64; 3] = std::array::from_fn(|_| next_random(&mut state));
+        assert_eq!(numbers, [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f]);
+        let mut items: Vec<u32> = (0..8).collect();
+        shuffle(&mut items, &mut 7);
+        assert_eq!(items, [1, 4, 5, 2, 6, 0, 3, 7]);
+    }
+
+    #[test]
+    fn probabilities_of_known_logits() {
+        let mut row = [1.0, 2.0, 4.0];
+        assert!((log_sum_exp(&row) - 4.169_846).abs() < 1e-5);
+        softmax(&mut row);
+        for (value, expected) in row.iter().zip([0.042_010_066, 0.114_195_2, 0.843_794_73]) {
+            assert!((value - expected).abs() < 1e-6);
+        }
+        let mut large = [1000.0, 0.0];
+        softmax(&mut large);
+        assert_eq!(large, [1.0, 0.0]);
+    }
+
+    #[test]
+    fn inputs_are_centred_and_scaled_to_a_mean_length_of_ten() {
+        // Means 2 and 2; squares 15 a row with the gram's, less 8 for the means.
+        let inputs = [input(&[1.0, 0.0], &[(0, 2.0)]), input(&[3.0, 4.0], &[])];
+        let (mean, scale) = centre_and_scale(&inputs, 2);
+        assert_eq!(mean, [2.0, 2.0]);
+        assert!((scale - 10.0 / 7_f32.sqrt()).abs() < 1e-5, "{scale}");
+    }
+
+    #[test]
+    fn what_is_trained_has_no_gradient_left() {
+        let mut random = 3;
+        let mut noise = || (next_random(&mut random) % 2000) as f32 / 1000.0 - 1.0;
+        let inputs: Vec<Features> = (0..50)
+            .map(|at| {
+                let dense: Vec<f32> = (0..9).map(|d| noise() + if at % 3 == d { 1.0 } else { 0.2 }).collect();
+                input(&dense, &[(at as u32 % 4, 0.7), (4 + at as u32 % 2, 0.3)])
+            })
+            .collect();
+        let targets: Vec<usize> = (0..50).map(|at| if at % 7 == 0 { (at + 1) % 3 } else { at % 3 }).collect();
+        let options = TrainOptions {
+            regularisation: 0.05,
+            epochs: 3000,
+            batch: 64,
+            rate: 0.01,
+            ..TrainOptions::default()
+        };
+        let model = Linear::train(&inputs, &targets, 3, 6, &options).unwrap();
+        let (mean, scale) = centre_and_scale(&inputs, 9);
+        let errors: Vec<Vec<f32>> = inputs
+            .iter()
+            .zip(&targets)
+            .map(|(x, &target)| {
+                let mut row = model.logits(x);
+                softmax(&mut row);
+                row[target] -= 1.0;
+                row
+            })
+            .collect();
+        // Of the mean loss by the weights in the space of centred, scaled inputs. Batches of seven leave some noise.
+        const NOISE: f32 = 0.05;
+        for class in 0..3 {
+            let average = |of: &dyn Fn(&Features) -> f32| {
+                inputs.iter().zip(&errors).map(|(x, row)| of(x) * row[class]).sum::<f32>() / 50.0
+            };
+            assert!(average(&|_| 1.0).abs() < NOISE);
+            for d in 0..9 {
+                let data = average(&|x| (x.dense[d] - mean[d]) * scale);
+                let gradient = data + 0.05 * model.dense[d * 3 + class] / scale;
+                assert!(gradient.abs() < NOISE, "{gradient} at {d}, {class}");
+            }
+            for bucket in 0..6 {
+                let of = |x: &Features| {
+                    x.grams.iter().filter(|(b, _)| *b == bucket).map(|(_, value)| value * scale).sum::<f32>()
+                };
+                let gradient = average(&of) + 0.05 * model.grams[bucket as usize * 3 + class] / scale;
+                assert!(gradient.abs() < NOISE, "{gradient} of gram {bucket}, {class}");
+            }
+        }
+    }
 }

@@ -116,4 +116,37 @@ mod tests {
         // From the lower left (half right, no strong call) to the upper right (all right, all strong).
         assert!(svg.contains("50.0,270.0 ") && svg.contains(" 430.0,50.0\""), "{svg}");
     }
+
+    #[test]
+    fn a_picture_to_the_letter() {
+        let of = |name, colour, points| super::Curve { name, colour, points };
+        let curves = [of("a", "red", vec![(0.0, 0.0), (1.0, 2.0)]), of("b", "blue", vec![(0.5, 1.5)])];
+        let picture = super::svg("T", ("x", "y"), super::bounds(&curves), &curves);
+        let grid = |part: &str, x: &str, y: &str, text: &str, value: &str| {
+            format!(
+                "<line x1=\"50\" x2=\"430\" y1=\"{y}\" y2=\"{y}\" stroke=\"#ddd\"/>\
+                 <text x=\"45\" y=\"{text}\" text-anchor=\"end\">{value}</text>\
+                 <text x=\"{x}\" y=\"286\" text-anchor=\"middle\">{part}</text>\n"
+            )
+        };
+        let expected = [
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 480 320\" font-family=\"sans-serif\" \
+             font-size=\"11\">\n<rect width=\"480\" height=\"320\" fill=\"white\"/>\n\
+             <text x=\"240\" y=\"24\" text-anchor=\"middle\" font-size=\"14\">T</text>\n\
+             <text x=\"240\" y=\"308\" text-anchor=\"middle\">x</text>\n\
+             <text x=\"14\" y=\"160\" text-anchor=\"middle\" transform=\"rotate(-90 14 160)\">y</text>\n"
+                .to_owned(),
+            grid("0.00", "50.0", "270.0", "274.0", "0.000"),
+            grid("0.25", "145.0", "215.0", "219.0", "0.500"),
+            grid("0.50", "240.0", "160.0", "164.0", "1.000"),
+            grid("0.75", "335.0", "105.0", "109.0", "1.500"),
+            grid("1.00", "430.0", "50.0", "54.0", "2.000"),
+            "<polyline fill=\"none\" stroke=\"red\" stroke-width=\"2\" points=\"50.0,270.0 430.0,50.0\"/>\
+             <text x=\"60\" y=\"42\" fill=\"red\">a</text>\n\
+             <polyline fill=\"none\" stroke=\"blue\" stroke-width=\"2\" points=\"240.0,105.0\"/>\
+             <text x=\"60\" y=\"56\" fill=\"blue\">b</text>\n</svg>\n"
+                .to_owned(),
+        ];
+        assert_eq!(picture, expected.concat());
+    }
 }

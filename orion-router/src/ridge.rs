@@ -163,4 +163,60 @@ mod tests {
         let bad: Vec<&[f32]> = vec![&[f32::NAN]; 3];
         assert!(KernelRidge::fit(&bad, &targets[..3], &[0, 1], 1.0, 1.0).is_err());
     }
+
+    #[test]
+    fn what_is_solved_leaves_no_residual() {
+        let (n, columns) = (5, 2);
+        // A symmetric matrix with a heavy diagonal, and any right side.
+        let entry = |i: usize, j: usize| {
+            let (low, high) = (i.min(j) as f64, i.max(j) as f64);
+            (low * 3.0 + high * 7.0).sin() + if i == j { 4.0 + low } else { 0.0 }
+        };
+        let mut a: Vec<f64> = (0..n * n).map(|at| entry(at / n, at % n)).collect();
+        let right: Vec<f64> = (0..n * columns).map(|at| (at as f64).cos()).collect();
+        let mut x = right.clone();
+        solve(&mut a, &mut x, n, columns).unwrap();
+        for i in 0..n {
+            for c in 0..columns {
+                let sum: f64 = (0..n).map(|j| entry(i, j) * x[j * columns + c]).sum();
+                assert!((sum - right[i * columns + c]).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn the_weights_are_where_the_gradient_is_zero() {
+        // 21 inputs, so that one block is not full, in two dimensions, with two outputs.
+        let points: Vec<[f32; 2]> =
+            (0..21).map(|at| [(at as f32 * 0.7).sin(), (at as f32 * 1.3).cos()]).collect();
+        let inputs: Vec<&[f32]> = points.iter().map(|point| &point[..]).collect();
+        let targets: Vec<Vec<f32>> = points.iter().map(|[x, y]| vec![x * y + 1.0, x - 2.0 * y]).collect();
+        let landmarks = [3, 0, 11, 17];
+        let (gamma, regularisation) = (0.8_f32, 0.5);
+        let model = KernelRidge::fit(&inputs, &targets, &landmarks, gamma, regularisation).unwrap();
+        let near = |a: usize, b: usize| {
+            let squares = points[a].iter().zip(&points[b]).map(|(x, y)| f64::from(x - y).powi(2));
+            (-f64::from(gamma) * squares.sum::<f64>()).exp()
+        };
+        for output in 0..2 {
+            let mean = targets.iter().map(|row| f64::from(row[output])).sum::<f64>() / 21.0;
+            assert!((f64::from(model.bias[output]) - mean).abs() < 1e-6);
+            let weight = |l: usize| f64::from(model.weights[l * 2 + output]);
+            let residual = |at: usize| {
+                let fitted: f64 = (0..4).map(|l| near(at, landmarks[l]) * weight(l)).sum();
+                fitted - (f64::from(targets[at][output]) - mean)
+            };
+            // Of Σ residual² + λ wᵀ K w, and the little that is added to the diagonal.
+            for l in 0..4 {
+                let data: f64 = (0..21).map(|at| near(at, landmarks[l]) * residual(at)).sum();
+                let penalty: f64 = (0..4).map(|m| near(landmarks[l], landmarks[m]) * weight(m)).sum();
+                let gradient = data + regularisation * penalty + JITTER * weight(l);
+                assert!(gradient.abs() < 1e-3, "{gradient}");
+            }
+            for at in 0..21 {
+                let expected = f64::from(targets[at][output]) + residual(at);
+                assert!((f64::from(model.predict(inputs[at])[output]) - expected).abs() < 1e-4);
+            }
+        }
+    }
 }
