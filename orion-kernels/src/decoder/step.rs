@@ -226,6 +226,9 @@ impl Step<'_> {
             self.embed(region, local, embedding);
         }
         for (index, block) in stages.blocks.iter().enumerate() {
+            if index > 0 {
+                region.give_way();
+            }
             let layer = stages.first + index;
             self.attention(region, local, block, layer, &mut residual, pending_norm);
             if let Some(norm) = &block.post_attn_norm {

@@ -5,6 +5,7 @@
 //! of microseconds, a barrier about one.
 #![allow(unsafe_code, reason = "workers run a closure borrowed from the caller's stack")]
 
+mod first;
 mod wait;
 
 use std::any::Any;
@@ -13,12 +14,13 @@ use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use orion_core::{Error, ErrorKind, Result};
 
+use first::First;
 use wait::WaitPoint;
 
 type Task = *const (dyn Fn(&Region<'_>) + Sync);
@@ -46,6 +48,7 @@ struct Shared {
     panic_message: Mutex<Option<String>>,
     shutdown: AtomicBool,
     waits: WaitPoint,
+    first: First,
 }
 
 // SAFETY: `task` is written by the caller only while `inside` is zero and read by participants of the job only;
@@ -103,6 +106,7 @@ impl ComputePool {
             panic_message: Mutex::new(None),
             shutdown: AtomicBool::new(false),
             waits: WaitPoint::default(),
+            first: First::default(),
         });
         let inner = Inner {
             shared: Arc::clone(&shared),
@@ -148,10 +152,42 @@ impl ComputePool {
     /// [`Internal`](ErrorKind::Internal) if `body` panicked on any thread, or if called from inside a region. The
     /// pool stays usable.
     pub fn run(&self, body: impl Fn(&Region<'_>) + Sync) -> Result<()> {
-        if IN_REGION.get() {
-            return Err(Error::new(ErrorKind::Internal, "a compute region cannot be started inside another"));
+        refuse_nested()?;
+        let turn = self.inner.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_turn(turn, &body)
+    }
+
+    /// [`run`](Self::run) for short work that somebody waits for: it does not wait for the region that is running to end, but
+    /// is done by its threads where that region [gives way](Region::give_way).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run). A panic in `body` ends the other region, too.
+    pub fn run_first(&self, body: impl Fn(&Region<'_>) + Sync) -> Result<()> {
+        refuse_nested()?;
+        let turn = || match self.inner.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        match self.inner.shared.first.ask(&body, turn)? {
+            Some(turn) => self.take_turn(turn, &body),
+            None => Ok(()),
         }
-        let mut contention = self.inner.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    }
+
+    fn take_turn(
+        &self,
+        mut contention: MutexGuard<'_, Contention>,
+        body: &(dyn Fn(&Region<'_>) + Sync),
+    ) -> Result<()> {
+        let result = self.region(&mut contention, body);
+        self.inner.shared.first.region_ended();
+        drop(contention);
+        self.inner.shared.first.turn_is_free();
+        result
+    }
+
+    fn region(&self, contention: &mut Contention, body: &(dyn Fn(&Region<'_>) + Sync)) -> Result<()> {
         let participants = contention.participants(self.inner.threads);
         let shared = &*self.inner.shared;
         shared.cursor.0.store(0, Ordering::Relaxed);
@@ -159,7 +195,6 @@ impl ComputePool {
         shared.poisoned.store(false, Ordering::Relaxed);
         shared.inside.0.store(participants - 1, Ordering::Relaxed);
 
-        let body: &(dyn Fn(&Region<'_>) + Sync) = &body;
         if participants > 1 {
             // SAFETY: only the lifetime changes. No worker holds the pointer once `inside` is back at zero, which is
             // awaited below, also after a panic.
@@ -183,6 +218,13 @@ impl ComputePool {
         }
         contention.note(participants, waited, started);
         Ok(())
+    }
+}
+
+fn refuse_nested() -> Result<()> {
+    match IN_REGION.get() {
+        true => Err(Error::new(ErrorKind::Internal, "a compute region cannot be started inside another")),
+        false => Ok(()),
     }
 }
 
@@ -291,6 +333,7 @@ impl<'a> Region<'a> {
         if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
             shared.arrived.0.store(0, Ordering::Relaxed);
             shared.cursor.0.store(0, Ordering::Relaxed);
+            shared.first.decide();
             shared.generation.0.store(generation.wrapping_add(1), Ordering::Release);
             shared.waits.wake();
         } else {
@@ -302,6 +345,26 @@ impl<'a> Region<'a> {
         }
         if shared.poisoned.load(Ordering::Acquire) {
             resume_unwind(Box::new(Abandoned));
+        }
+    }
+
+    /// Lets work that [goes first](ComputePool::run_first) run here, on the threads of this region, if there is any.
+    ///
+    /// Every thread must call it at the same place, after a barrier and with nothing that other work could disturb.
+    pub fn give_way(&self) {
+        if self.threads == 1 {
+            self.shared.first.decide();
+        }
+        let first = &self.shared.first;
+        let Some(task) = first.decided() else { return };
+        if self.thread == 0 {
+            first.take();
+        }
+        // SAFETY: whoever published the task waits until it is done, which is said after all threads have left it.
+        unsafe { (*task)(self) };
+        self.barrier();
+        if self.thread == 0 {
+            first.done();
         }
     }
 
@@ -471,6 +534,123 @@ mod tests {
                 });
             }
         });
+    }
+
+    /// Starts a region on `pool`, and work that goes first while it runs; returns both results.
+    fn beside(
+        pool: &ComputePool,
+        region: impl Fn(&Region<'_>, &AtomicBool) + Sync,
+        first: impl Fn(&Region<'_>) + Sync,
+    ) -> [Result<()>; 2] {
+        let (started, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                while !started.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                let result = pool.run_first(&first);
+                over.store(true, Ordering::Release);
+                result
+            });
+            let result = pool.run(|r| {
+                started.store(true, Ordering::Release);
+                region(r, &over);
+            });
+            [result, other.join().unwrap()]
+        })
+    }
+
+    #[test]
+    fn a_region_does_what_goes_first_where_it_gives_way() {
+        for threads in [1, 2, 3] {
+            let (pool, sum) = (ComputePool::new(threads).unwrap(), AtomicUsize::new(0));
+            let stop = AtomicBool::new(false);
+            // The region ends only after what goes first is over: it cannot have waited for the region's end.
+            let patient = |region: &Region<'_>, over: &AtomicBool| {
+                loop {
+                    region.for_chunks(10, 1, |_| {});
+                    region.give_way();
+                    if region.thread() == 0 {
+                        stop.store(over.load(Ordering::Acquire), Ordering::Release);
+                    }
+                    region.barrier();
+                    if stop.load(Ordering::Acquire) {
+                        return;
+                    }
+                }
+            };
+            let results = beside(&pool, patient, |region| {
+                for _ in 0..3 {
+                    region.for_chunks(100, 7, |range| {
+                        sum.fetch_add(range.sum(), Ordering::Relaxed);
+                    });
+                }
+            });
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+            assert_eq!(sum.into_inner(), 3 * 4950);
+        }
+    }
+
+    #[test]
+    fn what_goes_first_takes_its_turn_where_nothing_gives_way() {
+        let (pool, runs) = (ComputePool::new(2).unwrap(), AtomicUsize::new(0));
+        let first = |region: &Region<'_>| {
+            region.for_chunks(1, 1, |_| {
+                runs.fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        pool.run_first(first).unwrap();
+        let results = beside(&pool, |region, _| (0..50).for_each(|_| region.barrier()), first);
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(runs.into_inner(), 2);
+    }
+
+    #[test]
+    fn a_panic_of_what_goes_first_ends_both_and_the_pool_stays_usable() {
+        let pool = ComputePool::new(2).unwrap();
+        let endless = |region: &Region<'_>, _: &AtomicBool| {
+            loop {
+                region.barrier();
+                region.give_way();
+            }
+        };
+        let results = beside(&pool, endless, |region| assert!(region.thread() == 5, "gives up"));
+        for result in results {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Internal);
+        }
+        pool.run(Region::barrier).unwrap();
+        pool.run_first(Region::barrier).unwrap();
+    }
+
+    #[test]
+    fn many_callers_go_first_beside_many_regions() {
+        let (pool, done) = (ComputePool::new(2).unwrap(), AtomicUsize::new(0));
+        let count = |region: &Region<'_>| {
+            region.for_chunks(4, 1, |range| {
+                done.fetch_add(range.len(), Ordering::Relaxed);
+            });
+        };
+        std::thread::scope(|scope| {
+            for caller in 0..4 {
+                let (pool, count) = (&pool, &count);
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        match caller {
+                            0 | 1 => pool.run_first(count),
+                            _ => pool.run(|region| {
+                                (0..3).for_each(|_| {
+                                    region.barrier();
+                                    region.give_way();
+                                });
+                                count(region);
+                            }),
+                        }
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(done.into_inner(), 4 * 200 * 4);
     }
 
     #[test]
