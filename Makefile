@@ -230,11 +230,14 @@ bench-ttft: models ## Time to first token of MODEL while it arrives: predicted a
 eval: models ## Perplexity of MODEL on benches/data/licences.txt, beside llama.cpp's in benches/data/README.md
 	$(ORION) eval --model "$(MODEL)" --file benches/data/licences.txt --ctx 512
 
+bench-routing: models ## Time per decision by the committed head, alone and beside a stream
+	$(CARGO) bench --quiet --bench routing
+
 bench-outage: ## A simulated outage, with and without what orion-resilience offers
 	$(CARGO) bench --quiet -p orion-resilience --bench outage
 
 router-head: models ## Train models.head.safetensors, the head for the agents of models.json, on their examples
-	$(ORION) router train --encoder "$(shell $(PYTHON) scripts/models.py --print-path minilm)" --grams letters \
+	$(ORION) router train --encoder "$(shell $(PYTHON) scripts/models.py --print-path minilm)" --depth 3 --grams letters \
 	  --data orion-router/data/agents.en.csv --data orion-router/data/agents.fr.csv --out models.head.safetensors
 
 router-reach: models ## Accuracy of the router on data it has not seen (minutes); first make router-data FROM=DIR

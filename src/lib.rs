@@ -51,7 +51,7 @@ pub use ledger::Outcomes;
 pub use orion_resilience::{Caller, Priority};
 pub use predict::{Foresight, Predictor};
 pub use request::Request;
-pub use routing::{RoutingOptions, answering, open_encoder, open_router};
+pub use routing::{RoutingOptions, answering, open_encoder, open_encoder_of_head, open_router};
 pub use scheduler::Drained;
 pub use stream::{ModelExt, TokenStream};
 pub use wire::open;

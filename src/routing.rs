@@ -8,9 +8,9 @@ use orion_core::{Candidate, Embedder, Error, ErrorKind, ModelId, Result, Router,
 use orion_registry::{Registry, Strategy};
 use orion_router::{
     CachedEmbedder, Cascade, ContextOptions, ContextRouter, EmbeddingOptions, EmbeddingRouter,
-    FeedbackOptions, FeedbackRouter, Head, KeywordRouter, Policy, PolicyRouter,
+    FeedbackOptions, FeedbackRouter, Head, KeywordRouter, Policy, PolicyRouter, encoder_of_head,
 };
-use orion_runtime::{Precision, SentenceEncoder};
+use orion_runtime::{EncoderOptions, Precision, SentenceEncoder};
 
 /// Confidence from which keywords decide in a cascade: three distinct ones that nothing else speaks against.
 pub(crate) const KEYWORDS_SUFFICE: f32 = 0.98;
@@ -23,15 +23,15 @@ pub struct RoutingOptions {
     pub strategy: Option<Strategy>,
     /// In place of the registry's head; its labels are model ids or aliases.
     pub head: Option<PathBuf>,
-    /// Arithmetic of the encoder; part of the fingerprint that a head checks. Default int8.
-    pub precision: Precision,
+    /// Arithmetic of the encoder. By default that which the head was trained on, and int8 where there is none.
+    pub precision: Option<Precision>,
     /// Texts whose vectors are remembered. Default 1024.
     pub cached_texts: usize,
 }
 
 impl Default for RoutingOptions {
     fn default() -> Self {
-        Self { strategy: None, head: None, precision: Precision::Int8, cached_texts: 1024 }
+        Self { strategy: None, head: None, precision: None, cached_texts: 1024 }
     }
 }
 
@@ -53,7 +53,7 @@ impl RoutingOptions {
     /// Replaces [`precision`](Self::precision).
     #[must_use]
     pub fn precision(mut self, precision: Precision) -> Self {
-        self.precision = precision;
+        self.precision = Some(precision);
         self
     }
 }
@@ -67,14 +67,28 @@ pub fn answering(registry: &Registry) -> Vec<Candidate<'_>> {
     answers.map(|model| Candidate::new(&model.spec)).collect()
 }
 
-/// Opens a sentence encoder as routers use it.
+/// Opens a sentence encoder as routers use it, to train a head on `depth` of its layers or all.
 ///
 /// # Errors
 /// What the loader and [`SentenceEncoder::load`] answer.
-pub fn open_encoder(path: &Path, precision: Precision) -> Result<SentenceEncoder> {
+pub fn open_encoder(path: &Path, precision: Precision, depth: Option<usize>) -> Result<SentenceEncoder> {
     let source = orion_loader::open(path)?;
     let source: &dyn WeightSource = &*source;
-    SentenceEncoder::for_routing(source, precision).map_err(|error| error.about(path.display().to_string()))
+    SentenceEncoder::for_routing(source, precision, depth)
+        .map_err(|error| error.about(path.display().to_string()))
+}
+
+/// Opens a sentence encoder in the precision and with the layers that a head was trained on. Whether it is the same encoder
+/// is for the head to check.
+///
+/// # Errors
+/// A head that cannot be read; as [`open_encoder`].
+pub fn open_encoder_of_head(path: &Path, head: &Path) -> Result<SentenceEncoder> {
+    let Some(options) = EncoderOptions::of_fingerprint(&encoder_of_head(head)?) else {
+        return open_encoder(path, Precision::Int8, None);
+    };
+    let source = orion_loader::open(path)?;
+    SentenceEncoder::load(&*source, options).map_err(|error| error.about(path.display().to_string()))
 }
 
 /// The router that a registry describes: its strategy over keywords, example prompts or a trained head; follow-ups
@@ -100,7 +114,11 @@ pub fn open_router(registry: &Registry, options: &RoutingOptions) -> Result<Arc<
             let message = "the router needs an encoder; name one as /router/encoder or /defaults/embedder";
             Error::invalid(message).about("registry")
         })?;
-        let encoder = open_encoder(&weights_of(registry, encoder)?, options.precision)?;
+        let weights = weights_of(registry, encoder)?;
+        let encoder = match (options.head.as_deref().or(registry.router_head()), options.precision) {
+            (Some(head), None) => open_encoder_of_head(&weights, head)?,
+            (_, precision) => open_encoder(&weights, precision.unwrap_or(Precision::Int8), None)?,
+        };
         let embedder: Arc<dyn Embedder> = Arc::new(CachedEmbedder::new(encoder, options.cached_texts));
         let by_meaning = by_meaning(registry, &embedder, options)?;
         let by_meaning: Arc<dyn Router> = if strategy == Strategy::Learning {

@@ -105,6 +105,26 @@ fn a_head_is_trained_measured_and_calibrated() {
 }
 
 #[test]
+fn a_head_says_how_deep_its_encoder_is_run() {
+    let folder = scratch("router-depth");
+    let data = labelled(&folder);
+    let data = data.to_str().unwrap();
+    let train = |depth: &str, precision: &str| {
+        let options = ["--depth", depth, "--precision", precision, "--data", data, "--out", "head", "--json"];
+        router(&folder, "train", &options)
+    };
+    for precision in ["int7", "f32"] {
+        let trained = succeeds(&train("3", precision));
+        let encoder = trained["encoder"].as_str().unwrap();
+        assert!(encoder.ends_with(&format!("-{precision}-mean3+mean2+mean1")), "{encoder}");
+        // Nobody has to repeat it.
+        let report = succeeds(&router(&folder, "eval", &["--head", "head", "--data", data, "--json"]));
+        assert!(number(&report, "accuracy") >= 0.95, "{report}");
+    }
+    refuses(&train("7", "int7"), "invalid_input", "layer 7 of an encoder of 6");
+}
+
+#[test]
 fn a_head_of_difficulty_is_trained_measured_and_calibrated() {
     let folder = scratch("router-difficulty");
     let data = records(&folder);

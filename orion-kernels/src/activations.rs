@@ -171,7 +171,7 @@ impl Kernel for Quantise<'_> {
 #[allow(clippy::cast_precision_loss, reason = "sums of 32 bytes are exact in f32")]
 fn blocks<L: Lanes, const BLOCK: usize>(to: QuantView, row: &[f32]) {
     for (index, block) in row.chunks_exact(BLOCK).enumerate() {
-        let scale = block_scale::<L>(block);
+        let scale = block_scale::<L>(block, 127.0);
         let inverse = if scale > 0.0 { L::splat(1.0 / scale) } else { L::splat(0.0) };
         // SAFETY: `quantise` has been promised room for the row; `block` has `BLOCK` values, a multiple of 32.
         unsafe {
@@ -201,10 +201,10 @@ fn blocks<L: Lanes, const BLOCK: usize>(to: QuantView, row: &[f32]) {
     }
 }
 
-/// The scale that maps the block's greatest magnitude to 127; 0 for a block of nothing, NaN for one that holds an
+/// The scale that maps the block's greatest magnitude to `to`; 0 for a block of nothing, NaN for one that holds an
 /// infinity or a NaN.
 #[inline(always)]
-fn block_scale<L: Lanes>(block: &[f32]) -> f32 {
+pub(crate) fn block_scale<L: Lanes>(block: &[f32], to: f32) -> f32 {
     let mut greatest = L::splat(0.0);
     let mut poison = L::splat(0.0);
     for eight in block.chunks_exact(8) {
@@ -219,7 +219,7 @@ fn block_scale<L: Lanes>(block: &[f32]) -> f32 {
         return f32::NAN;
     }
     let greatest = greatest.greatest();
-    if greatest < TINY { 0.0 } else { greatest / 127.0 }
+    if greatest < TINY { 0.0 } else { greatest / to }
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ use orion_core::{Error, Result};
 
 use crate::activations::{ActKind, QuantRows, QuantView};
 use crate::aligned::AlignedBuf;
-use crate::decoder::Projection;
+use crate::gemm::fours::sevens::{SevenBitMatrix, SevenBits};
 use crate::gemm::{Rows, tile_product};
 use crate::isa::Isa;
 use crate::math::{Activation, LayerNormRow, Sum, activate_rows, exp};
 use crate::pool::{ComputePool, Region};
 use crate::simd::{Kernel, Lanes, dispatch};
-use crate::tiles::{Panel, TILE_ROWS};
+use crate::tiles::{PackedMatrix, Panel, TILE_ROWS};
 
 /// The widths of an encoder and what all its blocks share.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,19 +40,67 @@ pub struct LayerNorm {
     pub bias: Vec<f32>,
 }
 
+/// The weights of an encoder's projection, `[out, in]`.
+#[derive(Debug, Clone)]
+pub enum EncoderMatrix {
+    /// In a type of model files.
+    Packed(PackedMatrix),
+    /// In seven bits.
+    SevenBit(SevenBitMatrix),
+}
+
+impl EncoderMatrix {
+    /// Number of rows (outputs).
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Packed(matrix) => matrix.rows(),
+            Self::SevenBit(matrix) => matrix.rows(),
+        }
+    }
+
+    /// Number of columns (inputs).
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Packed(matrix) => matrix.cols(),
+            Self::SevenBit(matrix) => matrix.cols(),
+        }
+    }
+}
+
+/// A matrix and its bias.
+#[derive(Debug, Clone)]
+pub struct EncoderProjection {
+    /// `[out, in]`
+    pub matrix: EncoderMatrix,
+    /// `[out]`
+    pub bias: Vec<f32>,
+}
+
+impl EncoderProjection {
+    fn check(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        let (r, c, bias) = (self.matrix.rows(), self.matrix.cols(), self.bias.len());
+        if (r, c, bias) == (rows, cols, rows) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{name} is {r} x {c} with {bias} biases, expected {rows} x {cols}")))
+    }
+}
+
 /// One block, with its norms behind attention and feed-forward part.
 #[derive(Debug, Clone)]
 pub struct EncoderBlock {
     /// Query, key and value in one matrix: `[3 * hidden, hidden]`.
-    pub qkv: Projection,
+    pub qkv: EncoderProjection,
     /// `[hidden, hidden]`
-    pub attention_out: Projection,
+    pub attention_out: EncoderProjection,
     /// Of the sum of input and attention.
     pub attention_norm: LayerNorm,
     /// `[ffn, hidden]`
-    pub up: Projection,
+    pub up: EncoderProjection,
     /// `[hidden, ffn]`
-    pub down: Projection,
+    pub down: EncoderProjection,
     /// Of the sum of that and the feed-forward part.
     pub output_norm: LayerNorm,
 }
@@ -89,6 +137,8 @@ pub struct EncoderWorkspace {
     shape: EncoderShape,
     rows: usize,
     quantised: QuantRows,
+    /// `[rows][in / 32]`
+    seven_bits: Vec<SevenBits>,
     /// `[rows][3 * hidden]`
     qkv: AlignedBuf<f32>,
     /// `[rows][hidden]`
@@ -117,6 +167,7 @@ impl EncoderWorkspace {
             isa,
             rows,
             quantised: QuantRows::new(rows, hidden.max(ffn)),
+            seven_bits: vec![SevenBits::ZERO; rows * hidden.max(ffn).div_ceil(32)],
             qkv: AlignedBuf::zeroed(rows * 3 * hidden),
             mixed: AlignedBuf::zeroed(rows * hidden),
             inner: AlignedBuf::zeroed(rows * ffn),
@@ -132,16 +183,23 @@ impl EncoderWorkspace {
         self.rows
     }
 
-    /// Passes hidden states, `[tokens][hidden]`, through a block; `texts` cuts the tokens into those that see
-    /// each other.
+    /// Passes hidden states, `[tokens][hidden]`, through blocks; `texts` cuts the tokens into those that see each other.
+    /// `seen` is shown the states after every block, with the block's index.
     ///
-    /// A text's states are the same bits whatever the other texts and the number of threads.
+    /// A text's states are the same bits whatever the other texts and the number of threads. Somebody waits for a text
+    /// that comes alone, so it [goes first](ComputePool::run_first).
     ///
     /// # Errors
     /// [`InvalidInput`](orion_core::ErrorKind::InvalidInput) if weights, states and texts do not fit each other or the room,
     /// and what [`ComputePool::run`] returns.
-    pub fn run(&mut self, block: &EncoderBlock, texts: &[Range<usize>], x: &mut [f32]) -> Result<()> {
-        block.check(&self.shape)?;
+    pub fn run(
+        &mut self,
+        blocks: &[EncoderBlock],
+        texts: &[Range<usize>],
+        x: &mut [f32],
+        seen: impl Fn(usize, &[f32]) + Sync,
+    ) -> Result<()> {
+        blocks.iter().try_for_each(|block| block.check(&self.shape))?;
         let hidden = self.shape.hidden;
         let rows = x.len() / hidden;
         let end =
@@ -164,12 +222,24 @@ impl EncoderWorkspace {
             mixed: self.mixed.as_mut_ptr(),
             inner: self.inner.as_mut_ptr(),
             quantised: self.quantised.view(rows, hidden.max(self.shape.ffn)),
+            seven_bits: self.seven_bits.as_mut_ptr(),
         };
         let (pool, locals) = (&self.pool, &self.locals);
-        pool.run(|region| {
+        let body = |region: &Region<'_>| {
             let mut local = locals[region.thread()].lock().unwrap_or_else(PoisonError::into_inner);
-            pass.block(region, &mut local, block);
-        })
+            for (index, block) in blocks.iter().enumerate() {
+                pass.block(region, &mut local, block);
+                if region.thread() == 0 {
+                    // SAFETY: the states are complete since the last barrier, and are written again only after one that
+                    // this thread has to reach.
+                    seen(index, unsafe { pass.states() });
+                }
+            }
+        };
+        match texts {
+            [_] => pool.run_first(body),
+            _ => pool.run(body),
+        }
     }
 }
 
@@ -183,6 +253,7 @@ struct Pass<'a> {
     mixed: *mut f32,
     inner: *mut f32,
     quantised: QuantView,
+    seven_bits: *mut SevenBits,
 }
 
 // SAFETY: the pointers go to buffers borrowed exclusively for the pass. In each phase every element has at most one
@@ -190,6 +261,15 @@ struct Pass<'a> {
 unsafe impl Sync for Pass<'_> {}
 
 impl Pass<'_> {
+    /// The hidden states.
+    ///
+    /// # Safety
+    /// They are complete, and nobody writes them meanwhile.
+    unsafe fn states(&self) -> &[f32] {
+        // SAFETY: by this function's contract.
+        unsafe { std::slice::from_raw_parts(self.x, self.rows * self.shape.hidden) }
+    }
+
     fn block(&self, region: &Region<'_>, local: &mut Local, block: &EncoderBlock) {
         let heads = self.shape.heads;
         self.quantise(region, &block.qkv, self.x);
@@ -211,9 +291,13 @@ impl Pass<'_> {
     }
 
     /// Brings rows into the form in which a projection reads them.
-    fn quantise(&self, region: &Region<'_>, projection: &Projection, from: *const f32) {
-        let (kind, width) = (ActKind::of(projection.matrix.ty()), projection.matrix.cols());
-        if kind == ActKind::Float {
+    fn quantise(&self, region: &Region<'_>, projection: &EncoderProjection, from: *const f32) {
+        let width = projection.matrix.cols();
+        let kind = match &projection.matrix {
+            EncoderMatrix::Packed(matrix) => Some(ActKind::of(matrix.ty())),
+            EncoderMatrix::SevenBit(_) => None,
+        };
+        if kind == Some(ActKind::Float) {
             return;
         }
         region.for_chunks(self.rows, 4, |range| {
@@ -221,7 +305,13 @@ impl Pass<'_> {
                 // SAFETY: the row is complete since the last barrier, and this thread's in this phase.
                 unsafe {
                     let from = std::slice::from_raw_parts(from.add(row * width), width);
-                    self.quantised.at(row).quantise(self.isa, kind, from);
+                    if let Some(kind) = kind {
+                        self.quantised.at(row).quantise(self.isa, kind, from);
+                    } else {
+                        let (to, blocks) = (self.seven_bits, width / 32);
+                        let to = std::slice::from_raw_parts_mut(to.add(row * blocks), blocks);
+                        SevenBits::quantise(self.isa, from, to);
+                    }
                 }
             }
         });
@@ -232,30 +322,37 @@ impl Pass<'_> {
         &self,
         region: &Region<'_>,
         local: &mut Local,
-        projection: &Projection,
+        projection: &EncoderProjection,
         from: *const f32,
         to: *mut f32,
         activation: Option<Activation>,
     ) {
-        let matrix = &projection.matrix;
-        let (width, rows) = (matrix.rows(), self.rows);
-        let input = match ActKind::of(matrix.ty()) {
-            ActKind::Float => Rows::Float(from, matrix.cols()),
-            _ => Rows::Quantised(self.quantised),
-        };
-        region.for_chunks(matrix.tiles(), 1, |range| {
+        let (width, rows) = (projection.matrix.rows(), self.rows);
+        region.for_chunks(width.div_ceil(TILE_ROWS), 1, |range| {
             for tile in range {
                 let (panel, out) = (&mut local.panel, &mut local.tile);
-                // SAFETY: the input's rows are complete since the last barrier.
-                unsafe { tile_product(self.isa, matrix, tile, input, rows, panel, out) };
+                let values = &mut out[..rows * TILE_ROWS];
+                match &projection.matrix {
+                    EncoderMatrix::Packed(matrix) => {
+                        let input = match ActKind::of(matrix.ty()) {
+                            ActKind::Float => Rows::Float(from, matrix.cols()),
+                            _ => Rows::Quantised(self.quantised),
+                        };
+                        // SAFETY: the input's rows are complete since the last barrier.
+                        unsafe { tile_product(self.isa, matrix, tile, input, rows, panel, values) };
+                    }
+                    EncoderMatrix::SevenBit(matrix) => {
+                        // SAFETY: the input's rows are complete since the last barrier, and only read in this phase.
+                        let input =
+                            unsafe { std::slice::from_raw_parts(self.seven_bits, rows * matrix.cols() / 32) };
+                        matrix.tile_product(self.isa, tile, input, values);
+                    }
+                }
                 let first = tile * TILE_ROWS;
                 let columns = TILE_ROWS.min(width - first);
-                let values = &mut out[..rows * TILE_ROWS];
-                if let Some(bias) = &projection.bias {
-                    let bias = &bias[first..][..columns];
-                    for row in values.chunks_exact_mut(TILE_ROWS) {
-                        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-                    }
+                let bias = &projection.bias[first..][..columns];
+                for row in values.chunks_exact_mut(TILE_ROWS) {
+                    row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
                 }
                 if let Some(activation) = activation {
                     activate_rows(self.isa, activation, values, None);

@@ -25,7 +25,10 @@ pub use arena::Arena;
 pub use attention::PAGE_TOKENS;
 pub use blocks::{dequantize, quantize};
 pub use decoder::{Block, DecoderShape, Embedding, Head, KvStore, Norm, Projection, Rope, Stages, Workspace};
-pub use encoder::{EncoderBlock, EncoderShape, EncoderWorkspace, LayerNorm};
+pub use encoder::{
+    EncoderBlock, EncoderMatrix, EncoderProjection, EncoderShape, EncoderWorkspace, LayerNorm,
+};
+pub use gemm::fours::sevens::SevenBitMatrix;
 pub use isa::{Avx2, Avx512Vnni, AvxVnni, Isa, Neon};
 pub use linear::{LinearScratch, linear};
 pub use math::{Activation, activate_rows, layer_norm, rms_norm, soft_cap, top_k};

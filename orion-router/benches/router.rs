@@ -40,16 +40,16 @@ fn benches(criterion: &mut Criterion) {
 
     let folder = common::Folder::open(&common::minilm());
     let load = |precision| {
-        let options = EncoderOptions::for_routing(6).precision(precision);
+        let options = EncoderOptions::for_routing(3).precision(precision);
         SentenceEncoder::load(&folder, options).expect("the encoder loads")
     };
-    let (exact, encoder) = (load(Precision::F32), load(Precision::Int8));
+    let (exact, eight, encoder) = (load(Precision::F32), load(Precision::Int8), load(Precision::Int7));
     let head =
         Head::train(&encoder, &agent_examples(), &[], &HeadOptions::default()).expect("the examples fit");
     for count in [20, 40, 60] {
         let prompt = prompt(count);
-        for (precision, encoder) in [("f32", &exact), ("int8", &encoder)] {
-            criterion.bench_function(&format!("encode/minilm_{precision}/{count}_words"), |bench| {
+        for (precision, encoder) in [("f32", &exact), ("int8", &eight), ("int7", &encoder)] {
+            criterion.bench_function(&format!("encode/minilm_3_layers_{precision}/{count}_words"), |bench| {
                 bench.iter(|| encoder.embed(black_box(&[prompt.as_str()])).expect("the encoder runs"));
             });
         }

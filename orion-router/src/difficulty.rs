@@ -228,6 +228,19 @@ pub fn is_difficulty_head(path: &Path) -> Result<bool> {
     Ok(loaded.about.format == FORMAT)
 }
 
+/// Fingerprint of the encoder that the head in a file was trained on, as far as the file says.
+///
+/// # Errors
+/// As [`is_difficulty_head`].
+pub fn encoder_of_head(path: &Path) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Trained {
+        encoder: String,
+    }
+    let loaded = load(path, |_: &Trained| true).map_err(|error| error.about(path.display().to_string()))?;
+    Ok(loaded.about.encoder)
+}
+
 fn parts(model: &KernelRidge) -> [Part<'_>; 3] {
     let width = model.landmarks.len() / (model.weights.len() / OUTCOMES).max(1);
     [

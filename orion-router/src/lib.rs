@@ -40,7 +40,9 @@ pub use context::{ContextOptions, ContextRouter, is_follow_up};
 pub use data::{
     DifficultyRecord, Example, OUT_OF_SCOPE, parse_difficulty, parse_examples, read_difficulty, read_examples,
 };
-pub use difficulty::{Difficulty, DifficultyHead, DifficultyOptions, DifficultyRouter, is_difficulty_head};
+pub use difficulty::{
+    Difficulty, DifficultyHead, DifficultyOptions, DifficultyRouter, encoder_of_head, is_difficulty_head,
+};
 pub use embedding::{EmbeddingOptions, EmbeddingRouter};
 pub use eval::{
     ClassBaselines, ClassReport, Confusion, CostPoint, DifficultyReport, LabelReport, Latency, RiskPoint,

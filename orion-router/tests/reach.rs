@@ -39,14 +39,20 @@ fn data(name: &str) -> PathBuf {
     path
 }
 
-fn encoder() -> CachedEmbedder<SentenceEncoder> {
+/// Layers of the encoder that the agents' head is trained on, as `make router-head` does.
+const AGENTS_DEPTH: usize = 3;
+/// All of them, for what is told apart by finer shades.
+const WHOLE_DEPTH: usize = 6;
+
+fn encoder(depth: usize) -> CachedEmbedder<SentenceEncoder> {
     let folder = common::Folder::open(&common::minilm());
     let precision = match std::env::var("ORION_ROUTER_PRECISION").as_deref() {
-        Err(_) | Ok("int8") => Precision::Int8,
+        Err(_) | Ok("int7") => Precision::Int7,
+        Ok("int8") => Precision::Int8,
         Ok("f32") => Precision::F32,
-        Ok(other) => panic!("ORION_ROUTER_PRECISION is {other}, expected int8 or f32"),
+        Ok(other) => panic!("ORION_ROUTER_PRECISION is {other}, expected int7, int8 or f32"),
     };
-    let options = EncoderOptions::for_routing(6).precision(precision);
+    let options = EncoderOptions::for_routing(depth).precision(precision);
     CachedEmbedder::new(SentenceEncoder::load(&folder, options).unwrap(), 100_000)
 }
 
@@ -80,7 +86,7 @@ fn print(title: &str, report: &ClassReport) {
 #[ignore = "needs the data sets and minutes"]
 fn clinc150() {
     let clinc = Clinc::read();
-    let embedder = encoder();
+    let embedder = encoder(WHOLE_DEPTH);
     let clock = SystemClock::new();
     let start = Instant::now();
     let (train, validation) = (clinc.split(&["train"]), clinc.split(&["val", "oos_val"]));
@@ -132,7 +138,7 @@ fn clinc150() {
 #[ignore = "needs the data sets and minutes"]
 fn mmlu_difficulty() {
     let records = read_difficulty(&data("mmlu-routing/mmlu.csv")).unwrap();
-    let embedder = encoder();
+    let embedder = encoder(WHOLE_DEPTH);
     let clock = SystemClock::new();
     // The unit of the split is the prompt, so that a question asked twice stands on one side.
     let mut prompts: Vec<&str> = records.iter().map(|record| record.prompt.as_str()).collect();
@@ -234,7 +240,7 @@ fn agents_of_the_registry_on_prompts_somebody_else_wrote() {
         let label = if &row[1] == "none" { OUT_OF_SCOPE } else { &row[1] };
         by_language.entry(row[2].to_owned()).or_default().push(Example::new(&row[0], label));
     }
-    let embedder = encoder();
+    let embedder = encoder(AGENTS_DEPTH);
     let clock = SystemClock::new();
     let head = Head::train(&embedder, &agent_examples(), &[], &agent_options()).unwrap();
     let mut reached = BTreeMap::new();
@@ -265,7 +271,7 @@ fn agents_of_the_registry_on_prompts_somebody_else_wrote() {
 #[ignore = "needs the encoder and a minute"]
 fn agents_of_the_registry_across_folds() {
     // The separate test set is not in this crate; five folds of the training prompts say what to expect of it.
-    let embedder = encoder();
+    let embedder = encoder(AGENTS_DEPTH);
     let examples = orion_router::agent_examples();
     let french = examples.len() / 2;
     let clock = SystemClock::new();

@@ -31,7 +31,7 @@ fn a_real_model_conforms() {
 #[test]
 fn the_sentence_encoder_conforms() {
     let weights = orion_loader::open(models::minilm()).unwrap();
-    for precision in [Precision::F32, Precision::Int8] {
+    for precision in [Precision::F32, Precision::Int8, Precision::Int7] {
         let mut options = EncoderOptions::default();
         options.precision = precision;
         testing::embedder(&SentenceEncoder::load(&*weights, options).unwrap());

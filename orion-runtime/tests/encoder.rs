@@ -70,6 +70,31 @@ fn minilm_in_int8_stays_close_to_its_reference() {
 }
 
 #[test]
+fn three_layers_of_minilm_in_seven_bits_stay_close_to_exact_ones() {
+    let embed = |precision| {
+        let options = EncoderOptions::for_routing(3).precision(precision);
+        let encoder = SentenceEncoder::load(&Folder::open(&common::minilm()), options).unwrap();
+        let golden = golden("minilm_embeddings.json");
+        let texts: Vec<&str> = golden.iter().map(|golden| golden.text.as_str()).collect();
+        (encoder.fingerprint(), encoder.embed(&texts).unwrap())
+    };
+    let ((exact, wanted), (fingerprint, vectors)) = (embed(Precision::F32), embed(Precision::Int7));
+    assert_eq!(exact.replace("f32", "int7").split_once("int7"), fingerprint.split_once("int7"));
+    assert!(fingerprint.ends_with("-int7-mean3+mean2+mean1"), "{fingerprint}");
+    for (vector, wanted) in vectors.iter().zip(&wanted) {
+        assert!(cosine(vector, wanted) > 0.998, "{}", cosine(vector, wanted));
+    }
+    let options = EncoderOptions::of_fingerprint(&fingerprint).unwrap();
+    assert_eq!(
+        (options.outputs, options.precision),
+        (EncoderOptions::for_routing(3).outputs, Precision::Int7)
+    );
+    for other in ["", "hash-3", "bert-0-int9-mean1", "bert-0-int7", "bert-0-int7-mean", "bert-0-int7-last1"] {
+        assert!(EncoderOptions::of_fingerprint(other).is_none(), "{other}");
+    }
+}
+
+#[test]
 fn int8_refuses_widths_it_has_no_blocks_for() {
     // The tiny encoder's inner width is 48.
     let options = EncoderOptions::default().precision(Precision::Int8);

@@ -31,9 +31,9 @@ pub(crate) struct Route {
     /// A trained head, in place of the registry's
     #[arg(long, value_name = "FILE")]
     head: Option<PathBuf>,
-    /// Arithmetic of the encoder
-    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
-    precision: PrecisionArg,
+    /// Arithmetic of the encoder [default: what the head was trained on, int8 without one]
+    #[arg(long, value_enum, value_name = "NAME")]
+    precision: Option<PrecisionArg>,
     /// A turn of the person before this one; may be given several times, oldest first
     #[arg(long, value_name = "TEXT")]
     after: Vec<String>,
@@ -51,7 +51,8 @@ pub(crate) struct Route {
 impl Route {
     pub(crate) fn run(&self) -> Result<()> {
         let registry = self.registry.load()?;
-        let mut options = RoutingOptions::default().precision(self.precision.into());
+        let mut options = RoutingOptions::default();
+        options.precision = self.precision.map(Into::into);
         options.head.clone_from(&self.head);
         options.strategy = self.by.map(|by| match by {
             By::Keyword => Strategy::Keyword,

@@ -9,7 +9,7 @@ use orion::router::{
     is_difficulty_head, read_difficulty, read_examples,
 };
 use orion::runtime::{Precision, SentenceEncoder};
-use orion::{Embedder, Error, Result, SystemClock, open_encoder};
+use orion::{Embedder, Error, Result, SystemClock, open_encoder, open_encoder_of_head};
 use serde_json::{Value, json};
 
 use crate::output::{self, table};
@@ -48,6 +48,7 @@ impl Router {
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum PrecisionArg {
     #[default]
+    Int7,
     Int8,
     F32,
 }
@@ -55,6 +56,7 @@ pub(crate) enum PrecisionArg {
 impl From<PrecisionArg> for Precision {
     fn from(precision: PrecisionArg) -> Self {
         match precision {
+            PrecisionArg::Int7 => Self::Int7,
             PrecisionArg::Int8 => Self::Int8,
             PrecisionArg::F32 => Self::F32,
         }
@@ -66,9 +68,9 @@ struct DataArgs {
     /// The sentence encoder: a folder with config.json, tokenizer.json and weights
     #[arg(long, value_name = "DIR")]
     encoder: PathBuf,
-    /// Arithmetic of the encoder; part of what a head is bound to
-    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
-    precision: PrecisionArg,
+    /// Arithmetic of the encoder; part of what a head is bound to [default: what the head was trained on, int7 to train]
+    #[arg(long, value_enum, value_name = "NAME")]
+    precision: Option<PrecisionArg>,
     /// CSV or JSON lines: text,label; for difficulty prompt,weak_right,strong_right; may be given several times
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
@@ -86,8 +88,12 @@ impl DataArgs {
         Ok(self.data.iter().map(|path| read_difficulty(path)).collect::<Result<Vec<_>>>()?.concat())
     }
 
-    fn embedder(&self) -> Result<CachedEmbedder<SentenceEncoder>> {
-        Ok(CachedEmbedder::new(open_encoder(&self.encoder, self.precision.into())?, CACHED_TEXTS))
+    /// The encoder that a head is measured with.
+    fn encoder_of(&self, head: &Path) -> Result<SentenceEncoder> {
+        match self.precision {
+            None => open_encoder_of_head(&self.encoder, head),
+            Some(precision) => open_encoder(&self.encoder, precision.into(), None),
+        }
     }
 
     /// Whether the head and what was asked for speak of difficulty; if only one does, that is an error.
@@ -132,6 +138,9 @@ struct Train {
     /// N-grams beside the embedding
     #[arg(long, value_enum, value_name = "KIND", default_value_t, conflicts_with = "difficulty")]
     grams: Grams,
+    /// Layers of the encoder that are run, a part of what a head is bound to: fewer are faster [default: all]
+    #[arg(long, value_name = "N")]
+    depth: Option<usize>,
     /// Seed; the same data and seed give the same head
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -143,7 +152,9 @@ struct Train {
 impl Train {
     fn run(&self) -> Result<()> {
         let began = Instant::now();
-        let embedder = self.data.embedder()?;
+        let precision = self.data.precision.unwrap_or_default().into();
+        let encoder = open_encoder(&self.data.encoder, precision, self.depth)?;
+        let embedder = CachedEmbedder::new(encoder, CACHED_TEXTS);
         let value = if self.data.difficulty {
             let records = self.data.records()?;
             let mut options = DifficultyOptions::default();
@@ -220,7 +231,7 @@ struct Eval {
 impl Eval {
     fn run(&self) -> Result<()> {
         let difficulty = self.data.is_difficulty(&self.head)?;
-        let encoder = open_encoder(&self.data.encoder, self.data.precision.into())?;
+        let encoder = self.data.encoder_of(&self.head)?;
         let clock = SystemClock::new();
         let (svg, value, text) = if difficulty {
             let records = self.data.records()?;
@@ -388,7 +399,7 @@ struct Calibrate {
 
 impl Calibrate {
     fn run(&self) -> Result<()> {
-        let embedder = self.data.embedder()?;
+        let embedder = CachedEmbedder::new(self.data.encoder_of(&self.head)?, CACHED_TEXTS);
         let (value, text) = if self.data.is_difficulty(&self.head)? {
             let share =
                 self.share.ok_or_else(|| Error::invalid("--share is needed for a head of difficulty"))?;

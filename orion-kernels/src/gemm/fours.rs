@@ -5,6 +5,8 @@
 //! (`neon`); what differs is behind [`Lanes16`].
 #![allow(unsafe_code, reason = "vector operations behind a trait")]
 
+pub(crate) mod sevens;
+
 use orion_core::{Result, TensorType};
 
 use super::Part;

@@ -6,6 +6,7 @@ use std::arch::asm;
 
 use orion_core::TensorType;
 
+use super::fours::sevens::{self, SevenBits};
 use super::fours::{Lanes16, sweep_kind};
 use super::kind;
 use super::{Part, for_kind};
@@ -113,6 +114,14 @@ unsafe fn sdot(mut sum: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
 pub(super) unsafe fn sweep(part: &Part<'_>, input: QuantView) {
     // SAFETY: passed on.
     unsafe { for_kind!(part.ty, sweep_kind(part, input), Quads) }
+}
+
+/// # Safety
+/// As [`sevens::in_fours`]; the CPU has NEON and `sdot`. Activations of seven bits are signed bytes, too.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn sevens(tile: &[sevens::Block], input: &[SevenBits], out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe { sevens::in_fours::<Quads>(tile, input, out) }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 
 use orion_core::TensorType;
 
+use super::fours::sevens::{self, SevenBits};
 use super::fours::{Lanes16, sweep_kind};
 use super::kind;
 use super::{Part, for_kind};
@@ -242,6 +243,31 @@ pub(super) unsafe fn sweep_256(part: &Part<'_>, input: QuantView) {
 pub(super) unsafe fn sweep_imitated(part: &Part<'_>, input: QuantView) {
     // SAFETY: passed on.
     unsafe { for_kind!(part.ty, sweep_kind(part, input), Imitated) }
+}
+
+/// # Safety
+/// As [`sevens::in_fours`]; the CPU has AVX-512 F, BW and VNNI.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn sevens_512(tile: &[sevens::Block], input: &[SevenBits], out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe { sevens::in_fours::<Wide>(tile, input, out) }
+}
+
+/// # Safety
+/// As [`sevens::in_fours`]; the CPU has AVX2, FMA and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub(super) unsafe fn sevens_256(tile: &[sevens::Block], input: &[SevenBits], out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe { sevens::in_fours::<Narrow>(tile, input, out) }
+}
+
+/// # Safety
+/// As [`sevens_256`], without its own instructions.
+#[cfg(test)]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn sevens_imitated(tile: &[sevens::Block], input: &[SevenBits], out: &mut [f32]) {
+    // SAFETY: passed on.
+    unsafe { sevens::in_fours::<Imitated>(tile, input, out) }
 }
 
 #[cfg(test)]

@@ -9,15 +9,14 @@ use orion_kernels::{EncoderWorkspace, Isa, layer_norm};
 use super::config::EncoderConfig;
 use super::weights::BertWeights;
 
-/// Runs `layers` layers over `texts`. `seen` is shown the hidden states `[tokens, hidden]` after every layer, with the
-/// number of layers passed so far.
+/// Runs all layers over `texts`. `seen` is shown the hidden states `[tokens, hidden]` after every layer, with the number of
+/// layers passed so far.
 pub(super) fn run(
     config: &EncoderConfig,
     weights: &BertWeights,
     workspace: &mut EncoderWorkspace,
     texts: &[Vec<u32>],
-    layers: usize,
-    mut seen: impl FnMut(usize, &[f32], &[Range<usize>]),
+    seen: impl Fn(usize, &[f32], &[Range<usize>]) + Sync,
 ) -> Result<()> {
     let (hidden, isa) = (config.hidden, Isa::active()?);
     let mut spans = Vec::with_capacity(texts.len());
@@ -39,9 +38,5 @@ pub(super) fn run(
         start += text.len();
     }
     seen(0, &x, &spans);
-    for (at, block) in weights.blocks.iter().take(layers).enumerate() {
-        workspace.run(block, &spans, &mut x)?;
-        seen(at + 1, &x, &spans);
-    }
-    Ok(())
+    workspace.run(&weights.blocks, &spans, &mut x, |at, x| seen(at + 1, x, &spans))
 }

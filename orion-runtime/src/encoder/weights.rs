@@ -4,9 +4,13 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 use orion_core::{Error, Result, TensorType, WeightSource};
-use orion_kernels::{ComputePool, EncoderBlock, LayerNorm, PackedMatrix, Projection, quantize};
+use orion_kernels::{
+    ComputePool, EncoderBlock, EncoderMatrix, EncoderProjection, LayerNorm, PackedMatrix, SevenBitMatrix,
+    quantize,
+};
 use sha2::{Digest as _, Sha256};
 
+use super::Precision;
 use super::config::EncoderConfig;
 
 /// All weights.
@@ -136,8 +140,21 @@ pub(super) fn check(source: &dyn WeightSource, config: &EncoderConfig) -> Result
 }
 
 /// A matrix, packed as the precision asks, and its bias.
-fn projection(pool: &ComputePool, ty: TensorType, weight: &[f32], bias: Vec<f32>) -> Result<Projection> {
+fn projection(
+    pool: &ComputePool,
+    precision: Precision,
+    weight: &[f32],
+    bias: Vec<f32>,
+) -> Result<EncoderProjection> {
     let inputs = weight.len() / bias.len();
+    let ty = match precision {
+        Precision::F32 => TensorType::F32,
+        Precision::Int8 => TensorType::Q8_0,
+        Precision::Int7 => {
+            let matrix = SevenBitMatrix::quantise(inputs, weight).map_err(|error| error.about("encoder"))?;
+            return Ok(EncoderProjection { matrix: EncoderMatrix::SevenBit(matrix), bias });
+        }
+    };
     let block = ty.block_len();
     if !inputs.is_multiple_of(block) {
         let message = format!("int8 needs widths that are multiples of {block}, this one is {inputs}");
@@ -146,17 +163,17 @@ fn projection(pool: &ComputePool, ty: TensorType, weight: &[f32], bias: Vec<f32>
     let mut bytes = Vec::new();
     quantize(ty, weight, inputs, None, &mut bytes)?;
     let matrix = PackedMatrix::pack(pool, ty, bias.len(), inputs, &bytes)?;
-    Ok(Projection { matrix, bias: Some(bias) })
+    Ok(EncoderProjection { matrix: EncoderMatrix::Packed(matrix), bias })
 }
 
 impl BertWeights {
-    /// Reads every tensor the config calls for; the matrices are kept as `ty`. Returns the weights and the digest of all
-    /// bytes read.
+    /// Reads every tensor of the first `layers` layers. Returns the weights and the digest of all bytes read.
     pub(super) fn read(
         source: &dyn WeightSource,
         config: &EncoderConfig,
         pool: &ComputePool,
-        ty: TensorType,
+        precision: Precision,
+        layers: usize,
     ) -> Result<(Self, orion_core::Digest)> {
         let mut reader = Reader::new(source);
         let hidden = config.hidden;
@@ -169,7 +186,7 @@ impl BertWeights {
         }
         let embedding_norm = reader.norm("embeddings.LayerNorm", hidden)?;
         let mut blocks = Vec::new();
-        for at in 0..config.layers {
+        for at in 0..layers {
             let name = |part: &str| format!("encoder.layer.{at}.{part}");
             let (mut weight, mut bias) = (Vec::new(), Vec::new());
             for part in ["query", "key", "value"] {
@@ -177,10 +194,10 @@ impl BertWeights {
                 weight.extend(w);
                 bias.extend(b);
             }
-            let qkv = projection(pool, ty, &weight, bias)?;
+            let qkv = projection(pool, precision, &weight, bias)?;
             let mut dense = |part: &str, outputs: usize, inputs: usize| {
                 let (weight, bias) = reader.dense(&name(part), outputs, inputs)?;
-                projection(pool, ty, &weight, bias)
+                projection(pool, precision, &weight, bias)
             };
             let attention_out = dense("attention.output.dense", hidden, hidden)?;
             let up = dense("intermediate.dense", config.ffn, hidden)?;
