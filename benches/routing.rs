@@ -14,7 +14,7 @@ use orion::router::{
     language,
 };
 use orion::{
-    Candidate, Embedder, Generation, GenerationEvent, Model, ModelExt, ModelSpec, Query, Result, Router,
+    Candidate, Embedder, Generation, GenerationEvent, ModelExt, ModelSpec, Query, Result, Router,
     SamplingParams, open_encoder_of_head,
 };
 
@@ -59,7 +59,8 @@ fn main() -> Result<()> {
         .collect();
     let words: usize = prompts.iter().map(|prompt| prompt.split_whitespace().count()).sum();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models.head.safetensors");
-    let encoder = open_encoder_of_head(&orion_testkit::models::minilm(), &path)?;
+    let open = || open_encoder_of_head(&orion_testkit::models::minilm(), &path);
+    let encoder = open()?;
     let tokens = prompts.iter().map(|prompt| Ok(encoder.tokenize(prompt)?.len())).sum::<Result<usize>>()?;
     println!(
         "{} prompts of {} words and {} tokens on average; encoder {}",
@@ -68,17 +69,16 @@ fn main() -> Result<()> {
         tokens / prompts.len(),
         encoder.fingerprint()
     );
-    let encoder: Arc<dyn Embedder> = Arc::new(encoder);
     let by_head = |embedder: Arc<dyn Embedder>| {
         let head = Head::load(&path, &*embedder)?;
         EmbeddingRouter::with_head(embedder, head, &BTreeMap::new(), EmbeddingOptions::default())
     };
-    let router = by_head(encoder.clone())?;
+    let router = by_head(Arc::new(encoder))?;
     times(&router, &prompts[..20], Duration::ZERO)?;
     print("alone", &times(&router, &prompts, Duration::ZERO)?);
     print("alone, one in 20 ms", &times(&router, &prompts, EVERY)?);
 
-    let cached = by_head(Arc::new(CachedEmbedder::new(encoder, 1024)))?;
+    let cached = by_head(Arc::new(CachedEmbedder::new(open()?, 1024)))?;
     times(&cached, &prompts, Duration::ZERO)?;
     print("remembered", &times(&cached, &prompts, Duration::ZERO)?);
     let words = |agent: &str| (0..20).map(|at| format!("{agent}{at}")).collect::<Vec<_>>();

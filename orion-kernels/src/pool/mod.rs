@@ -618,8 +618,8 @@ mod tests {
         for result in results {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::Internal);
         }
-        pool.run(Region::barrier).unwrap();
-        pool.run_first(Region::barrier).unwrap();
+        pool.run(|region| region.barrier()).unwrap();
+        pool.run_first(|region| region.barrier()).unwrap();
     }
 
     #[test]
