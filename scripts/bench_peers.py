@@ -70,7 +70,6 @@ def middle(values):
 def more(args, commands, weights, bandwidth):
     """In every round all that is compared, one after the other; medians of the rounds."""
     orion = commands["orion"]
-    decode = [*orion[:4], "-p", "0", "-n", args.n, "-t", args.t, "-r", args.r, "--json"]
     rates = {}
     for turn in range(args.rounds):
         print(f"more, round {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
@@ -78,9 +77,8 @@ def more(args, commands, weights, bandwidth):
         def note(title, command):
             rates.setdefault(title, []).append(last_json(command)["decode_tps"]["median"])
 
-        note("one", decode)
-        note("deep", [*decode, "--depth", "4096"])
-        note("eight", [*decode, "--streams", "8"])
+        note("deep", [*orion, "--depth", "4096"])
+        note("eight", [*orion, "--streams", "8"])
         for name, command in commands.items():
             note(name, command)
             with busy_core():
@@ -90,10 +88,10 @@ def more(args, commands, weights, bandwidth):
     for name in commands:
         busy = rate[f"busy {name}"]
         print(f"{name} while a process keeps one core busy: {busy:.1f} tokens/s, {100 * busy / rate[name]:.0f} % of {rate[name]:.1f}")
-    bound = 1 / rate["one"] + 4096 * weights.kv_bytes_per_token / (bandwidth * 1e9)
+    bound = 1 / rate["orion"] + 4096 * weights.kv_bytes_per_token / (bandwidth * 1e9)
     print(f"orion with 4096 tokens in the context: {rate['deep']:.1f} tokens/s, {1e3 / rate['deep']:.2f} ms each; without "
-          f"{1e3 / rate['one']:.2f} ms, with the reading of keys and values {1e3 * bound:.2f} ms: {1 / rate['deep'] / bound:.2f} x")
-    print(f"orion with 8 sequences at once: {rate['eight']:.1f} tokens/s in all, {rate['eight'] / rate['one']:.2f} x one")
+          f"{1e3 / rate['orion']:.2f} ms, with the reading of keys and values {1e3 * bound:.2f} ms: {1 / rate['deep'] / bound:.2f} x")
+    print(f"orion with 8 sequences at once: {rate['eight']:.1f} tokens/s in all, {rate['eight'] / rate['orion']:.2f} x one")
 
 
 def main():
