@@ -1,7 +1,7 @@
 //! Products of packed weights with rows of activations.
 //!
-//! A tile's panel is unpacked once and swept by the rows, six at a time; one or two rows (GEMV) take the weights
-//! straight from the tile. For every output the float operations and their order are the same in all of them and
+//! A tile's panel is unpacked once and swept by the rows, six at a time; with AVX2 up to twelve rows take the
+//! weights straight from the tile. For every output the float operations and their order are the same in all of them and
 //! on every instruction set: blocks ascending, in each block the exact integer sum, converted, times the product of
 //! both scales, then the minimum's term. So results are bit-identical for any batch and number of threads.
 
