@@ -1,19 +1,19 @@
 //! What the engine costs besides the model, over a model that takes no time, and what loading ahead saves; then with a
 //! real one: prompts that begin alike, now and after a restart, streams together, a switch between two models, answers
-//! that follow a schema or a grammar.
+//! that follow a schema or a grammar, requests that are cancelled.
 //! `cargo bench --bench engine -- [PART …]`; without a part all of them.
 
 #![allow(clippy::print_stdout, reason = "a bench talks to the person who runs it")]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use orion::{
-    Completion, Constraint, Engine, Error, FileSpec, FinishReason, Flow, Generation, GenerationEvent, Job,
-    Model, ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request, Result, Runtime, SamplingParams,
-    TensorType, Timings, TokenId, Usage, WeightSource, loader::MemorySource,
+    CancelToken, Completion, Constraint, Engine, EngineEvent, Error, FileSpec, FinishReason, Flow,
+    Generation, GenerationEvent, Job, Model, ModelExt, ModelFormat, ModelInfo, ModelSpec, Prompt, Request,
+    Result, Runtime, SamplingParams, TensorType, Timings, TokenId, Usage, WeightSource, loader::MemorySource,
 };
 
 const REQUESTS: usize = 5_000;
@@ -102,6 +102,83 @@ fn overhead() -> Result<()> {
     let events = stream.count();
     let each = start.elapsed().as_secs_f64() * 1e6 / f64::from(TOKENS);
     println!("per token: {each:.2} us, model and reading included ({events} events)");
+    refusals()
+}
+
+/// Takes work and never does it.
+#[derive(Default)]
+struct Deaf(Mutex<Vec<Receiver<Job>>>);
+
+impl Runtime for Deaf {
+    fn load(&self, _: Arc<dyn WeightSource>) -> Result<Arc<dyn Model>> {
+        let (to, jobs) = unbounded();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(jobs);
+        Ok(Arc::new(Instantly(ModelInfo::new("deaf"), to)))
+    }
+}
+
+fn refusals() -> Result<()> {
+    let engine = Engine::builder()
+        .runtime(Arc::new(Deaf::default()))
+        .sources(|_| Ok(MemorySource::new(ModelFormat::Gguf).build()))
+        .model("deaf", "memory")
+        .parallel(1)
+        .queued_requests(8)
+        .build()?;
+    engine.preload("deaf")?;
+    let running = engine.stream("have the only place");
+    while engine.stats()?.waiting > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let waiting: Vec<_> = (0..8).map(|_| engine.stream("wait")).collect();
+    let mut times = Vec::with_capacity(REQUESTS);
+    for _ in 0..REQUESTS {
+        let start = Instant::now();
+        let refused = engine.infer("one too many").is_err_and(|error| error.retry_after().is_some());
+        times.push(start.elapsed());
+        assert!(refused, "the queue is full");
+    }
+    times.sort();
+    println!(
+        "refused by a full queue: p50 {:.0} us, p99 {:.0} us, p99.9 {:.0} us",
+        percentile(&times, 0.5),
+        percentile(&times, 0.99),
+        percentile(&times, 0.999),
+    );
+    drop((running, waiting));
+    Ok(())
+}
+
+/// From the caller's flag to the last event, while a long prompt is computed and while an answer comes.
+fn cancelling() -> Result<()> {
+    let engine = local(None).build()?;
+    engine.preload("a")?;
+    let prompt = |n: usize| format!("{n} {}", "Boats and gulls by the grey sea. ".repeat(150));
+    let whole = ask(&engine, "a", 33, prompt(0))?;
+    let (step, tokens) = (whole.timings.decode.as_secs_f64() * 1e3 / 32.0, whole.usage.prompt_tokens);
+    let prefill = whole.timings.prefill.as_secs_f64();
+    println!("a prompt of {tokens} tokens takes {prefill:.2} s, a step of decoding {step:.1} ms");
+    for (what, tokens_first) in [("a prompt", false), ("an answer", true)] {
+        let mut times = Vec::new();
+        for n in 1..=40 {
+            let text = if tokens_first { format!("Count to {n}.") } else { prompt(n) };
+            let request = Request::new(text).model("a").sampling(SamplingParams::greedy()).max_tokens(400);
+            let cancel = CancelToken::new();
+            let mut stream = engine.stream(request.cancelled_by(cancel.clone()));
+            if tokens_first {
+                stream.by_ref().find(|event| matches!(event, EngineEvent::Token { .. }));
+            } else {
+                std::thread::sleep(Duration::from_secs_f64(prefill * (0.2 + 0.01 * f64::from(n as u32))));
+            }
+            let start = Instant::now();
+            cancel.cancel();
+            stream.for_each(drop);
+            times.push(start.elapsed());
+        }
+        times.sort();
+        let [p50, p95] = [0.5, 0.95].map(|share| percentile(&times, share) / 1e3);
+        println!("{what} is cancelled: over after p50 {p50:.1} ms, p95 {p95:.1} ms");
+    }
     Ok(())
 }
 
@@ -332,13 +409,14 @@ type Part = fn() -> Result<()>;
 
 fn main() -> Result<()> {
     let asked: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("overhead", overhead),
         ("foresight", foresight),
         ("prefixes", prefixes),
         ("together", together),
         ("switching", switching),
         ("constraints", constraints),
+        ("cancelling", cancelling),
     ];
     let mut ran = parts.iter().filter(|(name, _)| asked.is_empty() || asked.iter().any(|part| part == name));
     ran.try_for_each(|(_, run)| run())

@@ -9,6 +9,8 @@ use orion_core::{
     Catalog, Clock, Embedder, Error, FileSpec, Gate, MemoryBudget, ModelId, ModelSpec, Observer, Result,
     Router, Runtime, SystemClock, WeightSource,
 };
+use orion_loader::Loader;
+use orion_logging::LoggingBuilder;
 use orion_registry::{LiveRegistry, Sources};
 use orion_resilience::{BreakerSettings, FallbackLimits, QueueSettings, RetryPolicy};
 use orion_runtime::{KvDirectory, RuntimeOptions};
@@ -39,7 +41,9 @@ pub struct EngineBuilder {
     gate: Option<Arc<dyn Gate>>,
     embedder: Option<Arc<dyn Embedder>>,
     observers: Vec<Arc<dyn Observer>>,
+    logging: Option<LoggingBuilder>,
     clock: Arc<dyn Clock>,
+    loader: Option<Loader>,
     sources: Option<OpenWeights>,
     threads: Option<usize>,
     memory: Option<MemoryBudget>,
@@ -72,7 +76,9 @@ impl EngineBuilder {
             gate: None,
             embedder: None,
             observers: Vec::new(),
+            logging: None,
             clock: Arc::new(SystemClock::new()),
+            loader: None,
             sources: None,
             threads: None,
             memory: None,
@@ -184,6 +190,15 @@ impl EngineBuilder {
         self
     }
 
+    /// Makes this the process's logging; [`Engine::log`] controls it, and [`Engine::shutdown`] writes out what is still queued.
+    /// A subscriber that the program has installed stays. Default: nothing is installed, and the program's own subscriber,
+    /// if any, sees the events.
+    #[must_use]
+    pub fn logging(mut self, logging: LoggingBuilder) -> Self {
+        self.logging = Some(logging);
+        self
+    }
+
     /// Tells the time.
     #[must_use]
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -191,7 +206,14 @@ impl EngineBuilder {
         self
     }
 
-    /// Opens weights. Default: paths, URLs and `hf://` repositories, through the cache of downloads.
+    /// Opens models with this loader: its cache, hub, mirrors and limits. Default: one with default settings.
+    #[must_use]
+    pub fn loader(mut self, loader: Loader) -> Self {
+        self.loader = Some(loader);
+        self
+    }
+
+    /// Opens weights, in place of the loader. Default: paths, URLs and `hf://` repositories, through the loader.
     #[must_use]
     pub fn sources(
         mut self,
@@ -324,8 +346,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Learns which model follows which and, while nothing else is to do, loads the likeliest next one ahead. It stops by
-    /// itself where too little of what it foretells comes true. Default: off.
+    /// Learns which model follows which and, while nothing else is to do, loads the likeliest next one ahead; files of one for
+    /// which nothing less likely can leave are fetched and read, so that the system has them in memory. It stops by itself where
+    /// too little of what it foretells comes true. Default: off.
     #[must_use]
     pub fn predictive(mut self) -> Self {
         self.predictive = true;
@@ -342,8 +365,8 @@ impl EngineBuilder {
     /// Starts the engine. No model is loaded yet.
     ///
     /// # Errors
-    /// No model is named; the registry's report if it is broken; a setting that is out of range, by name; threads that
-    /// cannot be started.
+    /// No model is named; the registry's report if it is broken; a setting that is out of range, by name; a log file that
+    /// cannot be opened; threads that cannot be started.
     pub fn build(self) -> Result<Engine> {
         for (name, value) in [("parallel", self.parallel), ("queued_requests", self.queued_requests as usize)]
         {
@@ -351,6 +374,7 @@ impl EngineBuilder {
                 return Err(Error::invalid(format!("{name} is 0, expected more")));
             }
         }
+        let log = self.logging.map(LoggingBuilder::install).transpose()?;
         let memory = self.memory.unwrap_or_else(wire::default_memory);
         let (catalog, config) = match self.models {
             Models::Registry(sources) => {
@@ -372,7 +396,13 @@ impl EngineBuilder {
                 wire::runtime(options, self.threads, memory.limit())?
             }
         };
-        let sources = self.sources.unwrap_or_else(wire::sources);
+        let (sources, prefetches) = match self.sources {
+            Some(sources) => (sources, None),
+            None => {
+                let (sources, prefetches) = wire::sources(self.loader);
+                (sources, Some(prefetches))
+            }
+        };
         let (gate, health) = wire::gate(self.gate, self.breaker, self.clock.clone())?;
         let make = wire::router(self.router, self.embedder.clone(), config.clone());
         let embedder = wire::embedder(self.embedder, catalog.clone(), config.clone(), sources.clone());
@@ -409,6 +439,7 @@ impl EngineBuilder {
             guardrails: guardrails.clone(),
             predictor,
             habits: self.habits,
+            prefetches,
         };
         let scheduler = Scheduler::new(settings, door.clone(), to.clone(), messages, router.clone());
         let routing = (Following::new(make), to.clone());
@@ -426,6 +457,7 @@ impl EngineBuilder {
             ledger: Arc::new(Ledger::new(self.history)),
             clock: self.clock,
             watchers: Watchers(observers),
+            log,
             limits: self.limits,
             guardrails,
             most_waiting: self.queued_requests as usize,

@@ -11,6 +11,7 @@ use orion_core::state::Event;
 use orion_core::{
     CancelToken, Clock, Decision, Embedder, Error, ErrorKind, Health, ModelId, Refused, Result,
 };
+use orion_logging::LogHandle;
 use orion_resilience::{Context, Deadline};
 
 use crate::answer::{Answer, EngineEvent, Report};
@@ -58,6 +59,7 @@ pub(crate) struct Inner {
     pub(crate) guardrails: Arc<[Arc<dyn Guardrail>]>,
     pub(crate) most_waiting: usize,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) log: Option<LogHandle>,
     pub(crate) health: Arc<dyn Fn(&ModelId) -> Health + Send + Sync>,
     pub(crate) catalog: Arc<dyn orion_core::Catalog>,
     pub(crate) embedder: Box<dyn Fn() -> Result<Arc<dyn Embedder>> + Send + Sync>,
@@ -224,8 +226,14 @@ impl Engine {
         self.0.ledger.recent()
     }
 
+    /// Controls the logging that [`EngineBuilder::logging`] installed.
+    #[must_use]
+    pub fn log(&self) -> Option<&LogHandle> {
+        self.0.log.as_ref()
+    }
+
     /// Takes nothing more in, turns away who has no place yet, lets the others end for at most `time`, then cuts them off;
-    /// everyone gets a last event. Blocks until then, at most a second longer than `time`.
+    /// everyone gets a last event. Then what was logged is written out. Blocks until then, at most two seconds longer than `time`.
     #[allow(clippy::must_use_candidate, reason = "done for what it does, not for what it says")]
     pub fn shutdown(&self, time: Duration) -> Drained {
         self.0.door.closed.store(true, Ordering::Release);
@@ -241,6 +249,11 @@ impl Engine {
             if thread.join().is_err() {
                 tracing::error!(target: "orion::engine", "a thread of the engine panicked");
             }
+        }
+        if let Some(log) = self.log()
+            && !log.flush(Duration::from_secs(1))
+        {
+            tracing::warn!(target: "orion::engine", "lines of the log are still unwritten");
         }
         drained
     }

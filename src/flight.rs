@@ -314,7 +314,9 @@ mod tests {
     use super::*;
     use orion_core::{ErrorKind, ManualClock, TokenId};
     use orion_resilience::Deadline;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
+    use tracing::span;
 
     #[derive(Default)]
     struct Kept(Mutex<Vec<Report>>);
@@ -371,10 +373,52 @@ mod tests {
         assert_eq!(*kept.0.lock().unwrap(), [report]);
     }
 
+    /// Counts the lines of a log.
+    #[derive(Default)]
+    struct Lines(AtomicUsize);
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
     #[test]
-    fn an_illegal_step_changes_nothing() {
+    fn an_illegal_step_changes_nothing_and_is_one_line_of_the_log() {
+        use Event as E;
+        let life = [E::Validated, E::Routed, E::Admitted, E::PrefillStarted, E::Token, E::Finished];
+        let mut ways: Vec<&[Event]> = (0..=life.len()).map(|steps| &life[..steps]).collect();
+        ways.extend([&[E::CancelRequested][..], &[E::Validated, E::NoRoute], &[E::Invalid]]);
+        let mut reached = Vec::new();
+        for way in ways {
+            for event in Event::ALL {
+                let (flight, ..) = flight();
+                assert!(way.iter().all(|step| flight.step(*step)));
+                let phase = flight.phase();
+                reached.push(phase);
+                if flight.lock().trace.state().step(event, flight.clock.now()).is_ok() {
+                    continue;
+                }
+                let lines = Arc::new(Lines::default());
+                tracing::subscriber::with_default(lines.clone(), || assert!(!flight.step(event)));
+                assert_eq!((flight.phase(), lines.0.load(Ordering::SeqCst)), (phase, 1), "{event:?}");
+            }
+        }
+        assert!(Phase::ALL.iter().all(|phase| reached.contains(phase)));
+    }
+
+    #[test]
+    fn an_end_that_is_illegal_is_none() {
         let (flight, ..) = flight();
-        assert!(!flight.step(Event::Token));
         assert!(!flight.end(Event::Finished, End::Cancelled));
         assert_eq!(flight.phase(), Phase::Validating);
     }

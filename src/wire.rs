@@ -20,7 +20,7 @@ use orion_runtime::{
 };
 
 use crate::routing::{KEYWORDS_SUFFICE, RoutingOptions, open_router};
-use crate::scheduler::load::Sources;
+use crate::scheduler::load::{Prefetches, Sources};
 use crate::scheduler::route::MakeRouter;
 
 /// Texts whose vectors are remembered.
@@ -114,27 +114,32 @@ pub(crate) fn runtime(
     Ok(Arc::new(Local { options, memory }))
 }
 
-/// What is on this machine is opened where it is; the rest goes through the cache of downloads.
-pub(crate) fn sources() -> Sources {
-    let loader: OnceLock<Loader> = OnceLock::new();
-    Arc::new(move |spec| {
-        let loader = || -> Result<&Loader> {
-            match loader.get() {
-                Some(loader) => Ok(loader),
-                None => {
-                    let fresh = Loader::new(LoaderOptions::new())?;
-                    Ok(loader.get_or_init(|| fresh))
-                }
-            }
-        };
+/// The loader: the program's own, or one with default settings once something needs it.
+fn lazily(own: Option<Loader>) -> impl Fn() -> Result<Loader> + Clone {
+    let loader: Arc<OnceLock<Loader>> = Arc::new(own.map_or_else(OnceLock::new, OnceLock::from));
+    move || match loader.get() {
+        Some(loader) => Ok(loader.clone()),
+        None => {
+            let fresh = Loader::new(LoaderOptions::new())?;
+            Ok(loader.get_or_init(|| fresh).clone())
+        }
+    }
+}
+
+/// Opens weights, and has them read ahead: what is on this machine where it is, the rest through the cache of downloads.
+pub(crate) fn sources(own: Option<Loader>) -> (Sources, Prefetches) {
+    let loader = lazily(own);
+    let for_later = loader.clone();
+    let open: Sources = Arc::new(move |spec| {
         if spec.files.iter().any(|file| file.location.contains("://")) {
             return loader()?.open_files(&spec.files);
         }
         // Without a place to note what was verified, it is verified every time.
         let hashed = spec.files.iter().any(|file| file.digest.is_some());
-        let cache = if hashed { loader().ok().map(Loader::cache) } else { None };
-        orion_loader::open_files(&spec.files, cache)
-    })
+        let loader = if hashed { loader().ok() } else { None };
+        orion_loader::open_files(&spec.files, loader.as_ref().map(Loader::cache))
+    });
+    (open, Arc::new(move |spec| for_later()?.prefetch_files(&spec.files)))
 }
 
 type HealthOf = Arc<dyn Fn(&ModelId) -> Health + Send + Sync>;

@@ -358,6 +358,7 @@ fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
     let error = engine.infer("3").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.to_string().contains("2 requests wait") && error.retry_after().is_some(), "{error}");
+    assert_eq!(engine.stats().unwrap().outcomes.rejected, 1);
     latch.open();
     assert_eq!(running.answer().unwrap().text, "ok");
     queued.into_iter().for_each(|stream| assert_eq!(stream.answer().unwrap().text, "ok"));

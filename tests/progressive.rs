@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use orion::loader::{Loader, LoaderOptions, MemorySource};
 use orion::runtime::{ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
-use orion::{ErrorKind, Generation, GenerationEvent, ModelExt, ModelHeader, SamplingParams, TokenId};
+use orion::{
+    Engine, EngineBuilder, ErrorKind, FileSpec, Generation, GenerationEvent, ModelExt, ModelHeader,
+    ModelSpec, SamplingParams, TokenId,
+};
 use orion_testkit::models::smollm2;
 use orion_testkit::references;
 use orion_testkit::server::{Gate, Request, Server, answer, good, status};
@@ -231,4 +234,50 @@ fn every_executor_answers_the_same_with_the_embedding_first_or_last() {
         memory = memory.tensor(info.name.clone(), info.shape.clone(), info.ty, bytes).unwrap();
     }
     assert_eq!(logits(from_file), logits(memory.build()));
+}
+
+#[test]
+fn what_likely_comes_next_and_finds_no_room_is_fetched_ahead() {
+    let body = references::case("llama-gqa-tied").gguf().unwrap();
+    let server = Server::start(move |request, _, stream| good(request, stream, &body));
+    let folder = TempDir::new().unwrap();
+    let seen =
+        |server: &Server, name: &str| server.requests().iter().any(|request| request.path.contains(name));
+    let engine = |cache: &str, limit: u64| {
+        let loader = LoaderOptions::new().cache_directory(folder.path().join(cache));
+        let models = ["a", "b"].map(|id| {
+            let file = FileSpec::new(format!("{}/{id}-{cache}.gguf", server.url));
+            let mut spec = ModelSpec::new(id.into(), vec![file]);
+            spec.pinned = id == "a";
+            spec
+        });
+        models
+            .into_iter()
+            .fold(Engine::builder(), EngineBuilder::spec)
+            .loader(Loader::new(loader).unwrap())
+            .habits(folder.path().join("habits.json"))
+            .memory(limit)
+            .kv_tokens(64)
+            .build()
+            .unwrap()
+    };
+    let ask = |engine: &Engine, model: &str| {
+        let prompt = orion::Prompt::Tokens(vec![TokenId(1)]);
+        let answer = engine.infer_with(orion::Request::of(prompt).model(model).max_tokens(1)).unwrap();
+        assert_eq!(answer.model.as_str(), model);
+    };
+    let teacher = engine("first", 1 << 30);
+    for model in ["a", "b"].repeat(6) {
+        ask(&teacher, model);
+    }
+    let memory = teacher.stats().unwrap().memory_used;
+    teacher.shutdown(Duration::from_secs(10));
+
+    // The first is pinned, and how large the other is nobody knows yet.
+    let engine = engine("second", memory * 3 / 4);
+    ask(&engine, "a");
+    until("b is fetched", || seen(&server, "/b-second"));
+    let stats = engine.stats().unwrap();
+    let here: Vec<_> = stats.models.iter().filter(|it| it.loads > 0).map(|it| it.model.as_str()).collect();
+    assert_eq!((here.as_slice(), stats.evictions), (&["a"][..], 0));
 }

@@ -176,11 +176,27 @@ impl Loader {
     /// # Errors
     /// If no thread can be started.
     pub fn prefetch(&self, location: &str) -> Result<Prefetch> {
+        self.in_background(location, Vec::new())
+    }
+
+    /// [`prefetch`](Self::prefetch), of a model of which a catalogue names the files: what is fetched must have the size and
+    /// SHA-256 that are known.
+    ///
+    /// # Errors
+    /// As [`prefetch`](Self::prefetch); [`NotFound`](ErrorKind::NotFound) if none of the files holds weights.
+    pub fn prefetch_files(&self, files: &[FileSpec]) -> Result<Prefetch> {
+        self.in_background(&leading(files)?.location, files.to_vec())
+    }
+
+    fn in_background(&self, location: &str, known: Vec<FileSpec>) -> Result<Prefetch> {
         let cancel = CancelToken::new();
         let (loader, location, flag) = (self.clone(), location.to_owned(), cancel.clone());
         let work = move || {
             let files = match loader.plan(&location)? {
-                Some(plan) => loader.background(plan, &flag)?,
+                Some(mut plan) => {
+                    expected::expect(&mut plan.weights, &known);
+                    loader.background(plan, &flag)?
+                }
                 None => files_of(Path::new(&location))?,
             };
             files.iter().try_for_each(|file| warm(file, &loader.fetcher.idle, &flag)).map(|()| files)

@@ -46,7 +46,7 @@ impl Logging {
 }
 
 /// Looks a variable up.
-type Environment = Box<dyn Fn(&str) -> Option<String>>;
+type Environment = Box<dyn Fn(&str) -> Option<String> + Send>;
 
 enum Sink {
     Stderr,
@@ -166,7 +166,7 @@ impl LoggingBuilder {
 
     /// Takes variables from `lookup` in place of the process's environment.
     #[must_use]
-    pub fn environment(mut self, lookup: impl Fn(&str) -> Option<String> + 'static) -> Self {
+    pub fn environment(mut self, lookup: impl Fn(&str) -> Option<String> + Send + 'static) -> Self {
         self.environment = Box::new(lookup);
         self
     }

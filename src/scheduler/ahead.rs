@@ -53,13 +53,25 @@ impl Scheduler {
             return;
         }
         let pays = predictor.pays();
+        // What has been here since it was read may have to be read again.
+        if let Some((key, _)) = &self.warmed
+            && self.slots.get(key).is_some_and(|slot| slot.state != Residency::Absent)
+        {
+            self.warmed = None;
+        }
+        let mut no_room = None;
         for (model, likely) in predictor.ranked(self.hour()) {
             let Some(spec) = self.settings.catalog.get(&model) else { continue };
             let key = self.key(&spec);
             if self.slots.get(&key).is_some_and(|slot| slot.state != Residency::Absent) {
                 continue;
             }
-            let Some(leaves) = self.leaves_for(&key, &spec, likely) else { continue };
+            let Some(leaves) = self.leaves_for(&key, &spec, likely) else {
+                if likely > TIE {
+                    no_room.get_or_insert((key, spec));
+                }
+                continue;
+            };
             if let Some(predictor) = &mut self.settings.predictor {
                 predictor.swap(&model, &leaves);
             }
@@ -74,13 +86,45 @@ impl Scheduler {
             }
             return;
         }
+        if let Some((key, spec)) = no_room.filter(|_| pays) {
+            self.warm(key, &spec);
+        }
     }
 
-    /// The models that would have to leave for one that is so likely, if there is room for it and they are less likely.
+    /// Has the files of a model read, unless they were the last to be.
+    fn warm(&mut self, key: Key, spec: &ModelSpec) {
+        let Some(prefetches) = &self.settings.prefetches else { return };
+        let last = self.warmed.as_ref().is_some_and(|(last, _)| *last == key);
+        if last || bytes_on_disk(spec) > self.settings.memory.limit() {
+            return;
+        }
+        match prefetches(spec) {
+            Ok(prefetch) => {
+                tracing::debug!(target: "orion::engine", model = %spec.id, "reading ahead");
+                self.stop_warming();
+                self.warmed = Some((key, prefetch));
+            }
+            Err(error) => {
+                tracing::debug!(target: "orion::engine", model = %spec.id, %error, "cannot read ahead");
+            }
+        }
+    }
+
+    pub(super) fn stop_warming(&mut self) {
+        if let Some((_, prefetch)) = self.warmed.take() {
+            prefetch.cancel();
+        }
+    }
+
+    /// The models that would have to leave for one that is so likely, if its size is known, there is room for it and they are
+    /// less likely.
     fn leaves_for(&self, key: &Key, spec: &ModelSpec, likely: f64) -> Option<Vec<ModelId>> {
         let (now, memory) = (self.now(), &self.settings.memory);
         let seen = self.slots.get(key).map_or(0, |slot| slot.last_bytes);
         let bytes = seen.max(spec.weight_bytes).max(bytes_on_disk(spec));
+        if bytes == 0 {
+            return None;
+        }
         let mut free = memory.limit().saturating_sub(memory.used());
         let mut idle: Vec<&Slot> = self.slots.values().filter(|slot| slot.is_idle()).collect();
         idle.sort_by(|a, b| self.worth(a, now).total_cmp(&self.worth(b, now)));

@@ -10,6 +10,7 @@ use orion_core::{
     CancelToken, Clock, Digest, Error, ErrorKind, MetaValue, Model, ModelHeader, ModelSpec, Outcome, Permit,
     Reservation, Result, Runtime, TensorBytes, Timestamp, WeightSource,
 };
+use orion_loader::Prefetch;
 use orion_resilience::{Context, Deadline, RetryBudget, RetryPolicy, Sleep, ThreadSleep, classify};
 use sha2::{Digest as _, Sha256};
 
@@ -17,6 +18,8 @@ use super::{Key, Message};
 
 /// Opens the weights of a model.
 pub(crate) type Sources = Arc<dyn Fn(&ModelSpec) -> Result<Arc<dyn WeightSource>> + Send + Sync>;
+/// Has the files of a model read, or fetched, in the background.
+pub(crate) type Prefetches = Arc<dyn Fn(&ModelSpec) -> Result<Prefetch> + Send + Sync>;
 
 /// One attempt to bring weights into memory, as everyone sees it.
 pub(crate) struct Arrival {

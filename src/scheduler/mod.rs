@@ -26,12 +26,13 @@ use orion_core::{
     ModelId, ModelSpec, Operation, Outcome, Permit, Ranked, Refused, RequestId, Reservation, Result, Runtime,
     Timestamp,
 };
+use orion_loader::Prefetch;
 use orion_resilience::{
     FallbackLimits, FallbackWalk, QueueSettings, Receipt, RetryBudget, RetryPolicy, Submission, Ticket,
     classify,
 };
 
-use self::load::{Loaded, Sources};
+use self::load::{Loaded, Prefetches, Sources};
 pub use self::residency::ModelStats;
 use self::route::{Question, Seen};
 use self::sink::Sink;
@@ -102,6 +103,8 @@ pub(crate) struct Settings {
     /// Foretells which model comes next, and where it keeps what it has learned.
     pub(crate) predictor: Option<Predictor>,
     pub(crate) habits: Option<PathBuf>,
+    /// Not where the program opens weights itself.
+    pub(crate) prefetches: Option<Prefetches>,
 }
 
 /// What callers read without asking the scheduler.
@@ -171,6 +174,8 @@ pub(crate) struct Scheduler {
     evictions: u64,
     /// Bytes that were loaded ahead and left unused.
     wasted: u64,
+    /// The model whose files were last read ahead.
+    warmed: Option<(Key, Prefetch)>,
     /// A request has ended, or what was foretold is there, since the next model was last foretold.
     rested: bool,
     looked: Instant,
@@ -198,6 +203,7 @@ impl Scheduler {
             keys: HashMap::new(),
             evictions: 0,
             wasted: 0,
+            warmed: None,
             rested: false,
             looked: Instant::now(),
             closing: None,

@@ -125,6 +125,7 @@ impl Scheduler {
                 slot.arrival.iter().for_each(|arrival| arrival.abandoned.cancel());
             }
             self.closed = true;
+            self.stop_warming();
             self.keep_habits();
             if let Some(reply) = closing.reply {
                 reply.send(closing.outcome).ok();

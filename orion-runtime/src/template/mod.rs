@@ -22,10 +22,13 @@ const CONFIG: &str = "tokenizer_config.json";
 const FILE: &str = "chat_template.jinja";
 const NAME: &str = "chat_template";
 
-/// Steps of a rendering, a byte that is produced counting as a 64th of one: 128 MiB in all at most.
-const FUEL: u64 = 2_000_000;
+/// Steps of a rendering, a byte that is produced counting as a 64th of one. Tokenising takes about 35 bytes for each byte of
+/// a prompt without blanks, so a template may not make many of its own.
+const FUEL: u64 = 150_000;
 /// More steps for each message.
-const FUEL_PER_MESSAGE: u64 = 1_000;
+const FUEL_PER_MESSAGE: u64 = 2_000;
+/// More steps for each byte of text that the caller gave.
+const FUEL_PER_BYTE: u64 = 1;
 
 /// The chat template of a model, compiled.
 pub struct ChatTemplate {
@@ -188,6 +191,10 @@ impl ChatTemplate {
         ];
         let compiled = self.tools.as_ref().filter(|_| options.tools.is_some()).unwrap_or(&self.plain);
         given.extend(json::entries(&parse(&options.variables, "variables")?, "variables")?);
+        let mut given_bytes = 0;
+        given
+            .iter()
+            .for_each(|(_, value)| shield::visit(value, &mut |text| given_bytes += text.len() as u64));
         let shield = Shield::for_values(given.iter().map(|(_, value)| value), &compiled.source);
         for (_, value) in &mut given {
             *value = shield.protect(value, tokenizer);
@@ -200,7 +207,7 @@ impl ChatTemplate {
         given.push(("unk_token".to_owned(), Value::from(text(tokenizer.unknown()))));
         let now = self.clock.wall();
         given.push(("strftime_now".to_owned(), functions::strftime_now(now)));
-        let rendered = compiled.run(Value::from_pairs(given))?;
+        let rendered = compiled.run(Value::from_pairs(given), FUEL_PER_BYTE * given_bytes)?;
         let (text, plain) = shield.lift(&rendered);
         Ok(RenderedPrompt { text, plain })
     }
@@ -221,10 +228,10 @@ impl Compiled {
         Ok(Self { environment, source: source.into() })
     }
 
-    fn run(&self, given: Value) -> Result<String> {
+    fn run(&self, given: Value, more_fuel: u64) -> Result<String> {
         let mut environment = self.environment.clone();
         let messages = given.get_attr("messages").ok().and_then(|messages| messages.len()).unwrap_or(0);
-        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages as u64));
+        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages as u64 + more_fuel));
         guard::on_large_stack(move || {
             let template = environment.get_template(NAME).map_err(failed)?;
             template.render(given).map_err(failed)

@@ -96,7 +96,8 @@ fn note_markers(text: &str, used: &mut Vec<char>) {
     }
 }
 
-fn visit(value: &Value, seen: &mut dyn FnMut(&str)) {
+/// Shows every text in a value, keys included.
+pub(super) fn visit(value: &Value, seen: &mut dyn FnMut(&str)) {
     match value.kind() {
         ValueKind::String => value.as_str().into_iter().for_each(seen),
         ValueKind::Seq => value.try_iter().into_iter().flatten().for_each(|item| visit(&item, seen)),
