@@ -177,21 +177,13 @@ fn blocks<L: Lanes, const BLOCK: usize>(to: QuantView, row: &[f32]) {
         unsafe {
             to.scale.cast_mut().add(index).write(scale);
             let quants = to.quants.cast_mut().add(index * BLOCK);
-            for i in (0..BLOCK).step_by(8) {
-                let value = L::load(block.as_ptr().add(i)).mul(inverse);
-                if scale.is_nan() {
-                    L::splat(0.0).store_i8(quants.add(i))
-                } else {
-                    value.store_i8(quants.add(i))
-                }
-            }
             for part in 0..BLOCK / 32 {
                 let at = index * (BLOCK / 32) + part;
-                let sum = |from: usize| {
-                    let sixteen = std::slice::from_raw_parts(quants.add(part * 32 + from), 16);
-                    sixteen.iter().map(|&q| i16::from(q)).sum::<i16>()
-                };
-                let (first, second) = (sum(0), sum(16));
+                let values = std::array::from_fn(|eight| {
+                    let value = L::load(block.as_ptr().add(part * 32 + eight * 8)).mul(inverse);
+                    if scale.is_nan() { L::splat(0.0) } else { value }
+                });
+                let [first, second] = L::store_i8_summed(values, quants.add(part * 32));
                 to.sum16.cast_mut().add(2 * at).write(first);
                 to.sum16.cast_mut().add(2 * at + 1).write(second);
                 to.sum32.cast_mut().add(at).write(first + second);
@@ -206,19 +198,14 @@ fn blocks<L: Lanes, const BLOCK: usize>(to: QuantView, row: &[f32]) {
 #[inline(always)]
 pub(crate) fn block_scale<L: Lanes>(block: &[f32], to: f32) -> f32 {
     let mut greatest = L::splat(0.0);
-    let mut poison = L::splat(0.0);
     for eight in block.chunks_exact(8) {
         // SAFETY: eight values.
-        let value = unsafe { L::load(eight.as_ptr()) };
-        greatest = greatest.max(value.abs());
-        // Zero, unless the value is no number or infinite: then NaN, which an addition keeps.
-        poison = poison.add(value.mul(L::splat(0.0)));
+        greatest = greatest.max_bits(unsafe { L::load(eight.as_ptr()) }.abs());
     }
-    let poison = poison.sum();
-    if poison.is_nan() {
+    let greatest = greatest.greatest_bits();
+    if !greatest.is_finite() {
         return f32::NAN;
     }
-    let greatest = greatest.greatest();
     if greatest < TINY { 0.0 } else { greatest / to }
 }
 

@@ -525,28 +525,29 @@ fn soften<L: Lanes>(line: &mut [f32], from: usize, to: usize, soft_cap: Option<f
         line.fill(0.0);
         return (f32::NEG_INFINITY, UNSEEN);
     }
-    line[..from].fill(f32::NEG_INFINITY);
-    line[to..].fill(f32::NEG_INFINITY);
+    // Whole groups of eight that hold a key to see.
+    let (start, end) = (from / 8 * 8, to.next_multiple_of(8));
+    line[..start].fill(0.0);
+    line[end..].fill(0.0);
     // SAFETY: whole groups of eight within the line.
     unsafe {
         if let Some(cap) = soft_cap {
             let cap = L::splat(cap);
-            // Rounded outwards: what lies beyond the ends is masked again below.
-            for i in (from / 8 * 8..to).step_by(8) {
+            for i in (start..end).step_by(8) {
                 let at = line.as_mut_ptr().add(i);
                 tanh(L::load(at).div(cap)).mul(cap).store(at);
             }
-            line[..from].fill(f32::NEG_INFINITY);
-            line[to..].fill(f32::NEG_INFINITY);
         }
+        line[start..from].fill(f32::NEG_INFINITY);
+        line[to..end].fill(f32::NEG_INFINITY);
         let at = line.as_mut_ptr();
         let mut greatest = L::splat(f32::NEG_INFINITY);
-        for i in (0..BLOCK_KEYS).step_by(8) {
+        for i in (start..end).step_by(8) {
             greatest = greatest.max(L::load(at.add(i)));
         }
         let greatest = greatest.greatest();
         let (shift, mut sum) = (L::splat(greatest), L::splat(0.0));
-        for i in (0..BLOCK_KEYS).step_by(8) {
+        for i in (start..end).step_by(8) {
             let value = exp(L::load(at.add(i)).sub(shift));
             sum = sum.add(value);
             value.store(at.add(i));

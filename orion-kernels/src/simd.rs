@@ -27,6 +27,19 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// Eight values must be writable at `to`.
     unsafe fn store_i8(self, to: *mut i8);
+    /// [`store_i8`](Self::store_i8) of 32 values, with the sums of the first 16 and of the last 16 that were stored.
+    /// # Safety
+    /// 32 values must be writable at `to`.
+    #[inline(always)]
+    unsafe fn store_i8_summed(values: [Self; 4], to: *mut i8) -> [i16; 2] {
+        // SAFETY: by this function's contract.
+        unsafe {
+            for (part, value) in values.into_iter().enumerate() {
+                value.store_i8(to.add(8 * part));
+            }
+            [0, 16].map(|from| (0..16).map(|i| i16::from(*to.add(from + i))).sum())
+        }
+    }
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -44,6 +57,20 @@ pub(crate) trait Lanes: Copy {
     /// `self < other ? self : other`.
     fn min(self, other: Self) -> Self;
     fn abs(self) -> Self;
+    /// The greater of each two by their bits; of magnitudes a NaN is the greatest, then infinity.
+    #[inline(always)]
+    fn max_bits(self, other: Self) -> Self {
+        let (a, b) = (self.to_array(), other.to_array());
+        let greater: [f32; 8] =
+            std::array::from_fn(|i| if a[i].to_bits() > b[i].to_bits() { a[i] } else { b[i] });
+        // SAFETY: eight values.
+        unsafe { Self::load(greater.as_ptr()) }
+    }
+    /// The greatest lane by its bits.
+    #[inline(always)]
+    fn greatest_bits(self) -> f32 {
+        f32::from_bits(self.to_array().iter().fold(0, |most, lane| lane.to_bits().max(most)))
+    }
     /// Takes the sign of `sign`, magnitude of `self`.
     fn copysign(self, sign: Self) -> Self;
     /// To the nearest integer, ties to even.
@@ -61,7 +88,7 @@ pub(crate) trait Lanes: Copy {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
 
-    /// The greatest lane, by the order of [`max`](Self::max).
+    /// The greatest lane. With a NaN among them it may be any.
     #[inline(always)]
     fn greatest(self) -> f32 {
         let v = self.to_array();
@@ -257,6 +284,55 @@ pub(crate) mod avx2 {
                 let (low, high) = (_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
                 let words = _mm_packs_epi32(low, high);
                 _mm_storel_epi64(to.cast(), _mm_packs_epi16(words, words));
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_i8_summed(values: [Self; 4], to: *mut i8) -> [i16; 2] {
+            unsafe {
+                let [a, b, c, d] = values.map(|value| _mm256_cvtps_epi32(value.0));
+                let mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                let bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                _mm256_storeu_si256(to.cast(), bytes);
+                // Sums of eight unsigned bytes, each 128 above its value.
+                let raised = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+                let eights = _mm256_sad_epu8(raised, _mm256_setzero_si256());
+                let sums = _mm256_add_epi64(eights, _mm256_shuffle_epi32::<0b01_00_11_10>(eights));
+                let (first, second) = (_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+                #[allow(clippy::cast_possible_truncation, reason = "sixteen bytes")]
+                [first, second].map(|sum| (_mm_cvtsi128_si32(sum) - 16 * 128) as i16)
+            }
+        }
+        #[inline(always)]
+        fn max_bits(self, other: Self) -> Self {
+            unsafe {
+                let (a, b) = (_mm256_castps_si256(self.0), _mm256_castps_si256(other.0));
+                Self(_mm256_castsi256_ps(_mm256_max_epu32(a, b)))
+            }
+        }
+        #[inline(always)]
+        fn greatest_bits(self) -> f32 {
+            unsafe {
+                let v = _mm256_castps_si256(self.0);
+                let v = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                let v = _mm_max_epu32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+                let v = _mm_max_epu32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v));
+                _mm_cvtss_f32(_mm_castsi128_ps(v))
+            }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            unsafe {
+                let v = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+                let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+                _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
+            }
+        }
+        #[inline(always)]
+        fn greatest(self) -> f32 {
+            unsafe {
+                let v = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+                let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+                _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
             }
         }
         #[inline(always)]

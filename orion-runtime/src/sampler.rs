@@ -1,8 +1,7 @@
 //! Choosing the next token from the logits.
 
-use std::cmp::Ordering;
-
 use orion_core::{Error, ErrorKind, Result, SamplingParams, TokenId, TokenLogprob};
+use orion_kernels::top_k;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -12,7 +11,7 @@ pub(crate) struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
     /// Candidates of the current draw, kept to reuse their memory.
-    candidates: Vec<(TokenId, f32)>,
+    candidates: Vec<(u32, f32)>,
     adjusted: Vec<f32>,
 }
 
@@ -24,7 +23,7 @@ impl Sampler {
 
     /// The next token after `history` (prompt and generated tokens).
     pub(crate) fn sample(&mut self, logits: &[f32], history: &[TokenId]) -> Result<TokenId> {
-        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        if logits.chunks(CHUNK).any(|chunk| any(chunk, |logit| logit.is_nan() | (logit == f32::INFINITY))) {
             return Err(Error::new(ErrorKind::Internal, "the model computed logits that are not finite"));
         }
         if !self.changes_logits() {
@@ -73,11 +72,9 @@ impl Sampler {
         if self.is_greedy() {
             return Ok(best);
         }
-        self.candidates.clear();
-        self.candidates
-            .extend((0..).map(TokenId).zip(logits.iter().copied()).filter(|c| c.1 > f32::NEG_INFINITY));
-        keep_top_k(&mut self.candidates, self.params.top_k as usize);
-        self.candidates.sort_unstable_by(likelier);
+        likeliest(logits, self.params.top_k as usize, &mut self.candidates);
+        let allowed = self.candidates.iter().take_while(|candidate| candidate.1 > f32::NEG_INFINITY).count();
+        self.candidates.truncate(allowed);
         let top = self.candidates[0].1;
         let mut sum = 0.0;
         for (_, weight) in &mut self.candidates {
@@ -91,17 +88,17 @@ impl Sampler {
         for &(token, weight) in &self.candidates[..kept] {
             left -= weight;
             if left < 0.0 {
-                return Ok(token);
+                return Ok(TokenId(token));
             }
         }
-        Ok(self.candidates[kept - 1].0)
+        Ok(TokenId(self.candidates[kept - 1].0))
     }
 
     /// How many of the sorted candidates, whose weights add up to `sum`, top-p and min-p leave; at least one.
     fn kept(&self, sum: f32) -> usize {
         let floor = self.params.min_p * self.candidates[0].1;
         let mut before = 0.0;
-        let within = |&&(_, weight): &&(TokenId, f32)| {
+        let within = |&&(_, weight): &&(u32, f32)| {
             let keep = before < self.params.top_p * sum && weight >= floor;
             before += weight;
             keep
@@ -110,38 +107,49 @@ impl Sampler {
     }
 }
 
-/// Higher logit first, lower id first among equals.
-fn likelier(a: &(TokenId, f32), b: &(TokenId, f32)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+/// Logits that are looked at together: most chunks hold nothing of interest, and the CPU sees that at once.
+const CHUNK: usize = 64;
+
+/// Whether any is so. Looks at all of them, without a branch.
+fn any(chunk: &[f32], is_so: impl Fn(f32) -> bool) -> bool {
+    chunk.iter().fold(false, |any, &logit| any | is_so(logit))
 }
 
-/// Keeps the `k` likeliest candidates in any order; 0 keeps all.
-fn keep_top_k(candidates: &mut Vec<(TokenId, f32)>, k: usize) {
-    if k > 0 && k < candidates.len() {
-        candidates.select_nth_unstable_by(k - 1, likelier);
-        candidates.truncate(k);
+/// The `k` likeliest tokens with their logits, likeliest first, the lower id first among equals; 0 means all.
+fn likeliest(logits: &[f32], k: usize, out: &mut Vec<(u32, f32)>) {
+    if (1..logits.len()).contains(&k) {
+        return top_k(logits, k, out);
     }
+    out.clear();
+    out.extend((0..).zip(logits.iter().copied()));
+    out.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
 }
 
 /// The likeliest token, the lowest id among equals; none if all are forbidden.
 pub(crate) fn argmax(logits: &[f32]) -> Option<TokenId> {
-    let mut best: Option<(usize, f32)> = None;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.map_or(f32::NEG_INFINITY, |(_, top)| top) {
-            best = Some((id, logit));
+    let (mut best, mut top) = (None, f32::NEG_INFINITY);
+    for (number, chunk) in logits.chunks(CHUNK).enumerate() {
+        if !any(chunk, |logit| logit > top) {
+            continue;
+        }
+        for (at, &logit) in chunk.iter().enumerate() {
+            if logit > top {
+                (best, top) = (Some(number * CHUNK + at), logit);
+            }
         }
     }
-    best.map(|(id, _)| TokenId(u32::try_from(id).expect("vocabularies fit u32")))
+    best.map(|id| TokenId(u32::try_from(id).expect("vocabularies fit u32")))
 }
 
 /// The `count` likeliest tokens and their logits, likeliest first.
 #[must_use]
 pub fn top_logits(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
-    let mut candidates: Vec<_> = (0..).map(TokenId).zip(logits.iter().copied()).collect();
-    keep_top_k(&mut candidates, count);
-    candidates.sort_unstable_by(likelier);
-    candidates.truncate(count);
-    candidates
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut best = Vec::new();
+    likeliest(logits, count, &mut best);
+    best.into_iter().map(|(id, logit)| (TokenId(id), logit)).collect()
 }
 
 /// Natural logarithm of the sum of exponentials, in 64-bit floats.
@@ -262,9 +270,17 @@ mod tests {
         }
 
         #[test]
+        fn greedy_is_the_first_of_the_greatest(mut logits in prop::collection::vec(-9i8..9, 1..300)) {
+            let logits: Vec<f32> = logits.drain(..).map(f32::from).collect();
+            let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let first = logits.iter().position(|&logit| logit == top).unwrap();
+            prop_assert_eq!(argmax(&logits), Some(TokenId(first as u32)));
+        }
+
+        #[test]
         fn top_logits_are_the_head_of_a_full_sort(logits in prop::collection::vec(-9f32..9.0, 1..80), k in 1usize..30) {
             let mut all: Vec<_> = (0..).map(TokenId).zip(logits.iter().copied()).collect();
-            all.sort_by(likelier);
+            all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             all.truncate(k);
             prop_assert_eq!(top_logits(&logits, k), all);
         }

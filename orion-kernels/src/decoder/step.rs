@@ -1,6 +1,7 @@
 //! One pass over the rows of a step.
 #![allow(unsafe_code, reason = "threads write disjoint parts of shared buffers, separated by barriers")]
 
+use std::ops::Range;
 use std::sync::PoisonError;
 
 use orion_core::{Error, Result};
@@ -13,8 +14,8 @@ use crate::activations::{ActKind, QuantView};
 use crate::gemm::{Rows, tile_product};
 use crate::isa::Isa;
 use crate::math::{RmsNorm, Sum, activate_rows, soft_cap};
-use crate::pool::Region;
-use crate::simd::dispatch;
+use crate::pool::{Region, Shares};
+use crate::simd::{dispatch, prefetch};
 use crate::tiles::{PackedMatrix, TILE_ROWS};
 
 impl Workspace {
@@ -211,6 +212,35 @@ enum Source<'a> {
     Plain(*const f32, usize),
 }
 
+/// Weights that come later: matrices that are multiplied together, and how many tiles are shared out then.
+#[derive(Clone, Copy, Default)]
+struct Next<'a> {
+    matrices: [Option<&'a PackedMatrix>; 2],
+    tiles: usize,
+}
+
+impl<'a> Next<'a> {
+    fn of(matrix: &'a PackedMatrix) -> Self {
+        Self { matrices: [Some(matrix), None], tiles: matrix.tiles() }
+    }
+
+    /// The products that a block begins with.
+    fn block(block: &'a Block) -> Self {
+        let tiles = [&block.q, &block.k, &block.v].map(|it| it.matrix.tiles()).iter().sum();
+        Self { tiles, ..Self::of(&block.q.matrix) }
+    }
+}
+
+/// What brings rows back to the residual stream.
+#[derive(Clone, Copy)]
+struct Lowering<'a> {
+    projection: &'a Projection,
+    source: Source<'a>,
+    /// Whether a norm comes before the result is added.
+    normed: bool,
+    next: Next<'a>,
+}
+
 impl Step<'_> {
     fn pass(
         &self,
@@ -234,7 +264,12 @@ impl Step<'_> {
             if let Some(norm) = &block.post_attn_norm {
                 pending_norm = norm;
             }
-            self.feed_forward(region, local, block, &mut residual, pending_norm);
+            let next = match (stages.blocks.get(index + 1), stages.head) {
+                (Some(block), _) => Next::block(block),
+                (None, Some(head)) => Next::of(&head.matrix),
+                (None, None) => Next::default(),
+            };
+            self.feed_forward(region, local, block, &mut residual, pending_norm, next);
             if let Some(norm) = &block.post_ffn_norm {
                 pending_norm = norm;
             }
@@ -297,7 +332,7 @@ impl Step<'_> {
         let input = self.residual_input(region, local, forms, &block.attn_norm, residual, pending_norm);
         let targets = [self.buffers.q, self.buffers.k, self.buffers.v];
         let ends = projections.map(|p| p.matrix.tiles());
-        self.tiles(region, ends.iter().sum(), input.rows, |index| {
+        self.tiles(region, ends.iter().sum(), input.rows, Next::of(&block.o.matrix), |index| {
             let (which, tile) = match index {
                 i if i < ends[0] => (0, i),
                 i if i < ends[0] + ends[1] => (1, i - ends[0]),
@@ -311,8 +346,16 @@ impl Step<'_> {
             });
         });
         self.attend(region, local, block, layer);
-        let source = Source::Plain(self.buffers.attended, self.shape.q_width());
-        self.lower(region, local, &block.o, source, block.post_attn_norm.is_some(), residual);
+        let lowering = Lowering {
+            projection: &block.o,
+            source: Source::Plain(self.buffers.attended, self.shape.q_width()),
+            normed: block.post_attn_norm.is_some(),
+            next: Next {
+                matrices: [Some(&block.gate.matrix), Some(&block.up.matrix)],
+                tiles: block.gate.matrix.tiles(),
+            },
+        };
+        self.lower(region, local, lowering, residual);
     }
 
     fn feed_forward(
@@ -322,11 +365,12 @@ impl Step<'_> {
         block: &Block,
         residual: &mut Residual,
         pending_norm: &[f32],
+        next: Next<'_>,
     ) {
         let forms = Forms::of([&block.gate.matrix, &block.up.matrix]);
         let input = self.residual_input(region, local, forms, &block.ffn_norm, residual, pending_norm);
         let width = self.shape.ffn;
-        self.tiles(region, block.gate.matrix.tiles(), input.rows, |tile| {
+        self.tiles(region, block.gate.matrix.tiles(), input.rows, Next::of(&block.down.matrix), |tile| {
             self.product(local, &input, &block.gate, tile, 0);
             self.product(local, &input, &block.up, tile, 1);
             let [gate, up] = &mut local.tiles;
@@ -337,24 +381,22 @@ impl Step<'_> {
                 unsafe { copy(values, self.buffers.h.add(row * width + columns)) }
             });
         });
-        let source = Source::Plain(self.buffers.h, width);
-        self.lower(region, local, &block.down, source, block.post_ffn_norm.is_some(), residual);
+        let lowering = Lowering {
+            projection: &block.down,
+            source: Source::Plain(self.buffers.h, width),
+            normed: block.post_ffn_norm.is_some(),
+            next,
+        };
+        self.lower(region, local, lowering, residual);
     }
 
     /// A projection back to the residual stream: added at once, or left pending for its norm.
-    fn lower(
-        &self,
-        region: &Region<'_>,
-        local: &mut Local,
-        projection: &Projection,
-        source: Source<'_>,
-        normed: bool,
-        residual: &mut Residual,
-    ) {
+    fn lower(&self, region: &Region<'_>, local: &mut Local, lowering: Lowering<'_>, residual: &mut Residual) {
+        let Lowering { projection, source, normed, next } = lowering;
         let input = self.input(region, local, Forms::of([&projection.matrix]), source, None);
         let width = self.shape.hidden;
         let to = if normed { self.buffers.y } else { self.buffers.x[residual.current] };
-        self.tiles(region, projection.matrix.tiles(), input.rows, |tile| {
+        self.tiles(region, projection.matrix.tiles(), input.rows, next, |tile| {
             self.product(local, &input, projection, tile, 0);
             self.each_row(local, tile, width, |row, columns, values| {
                 // SAFETY: this thread has the tile, so these columns of every row are its own.
@@ -380,7 +422,7 @@ impl Step<'_> {
         let source = Source::Residual { norm: &head.norm, pending, current: residual.current };
         let input = self.input(region, local, forms, source, Some(self.wanted));
         let width = self.shape.vocab;
-        self.tiles(region, head.matrix.tiles(), input.rows, |tile| {
+        self.tiles(region, head.matrix.tiles(), input.rows, Next::default(), |tile| {
             self.multiply(local, &input, &head.matrix, tile, 0);
             if let Some(cap) = head.soft_cap {
                 soft_cap(self.isa, &mut local.tiles[0][..input.rows * TILE_ROWS], cap);
@@ -492,11 +534,17 @@ impl Step<'_> {
         }
     }
 
-    /// Shares tiles out, then meets at a barrier.
-    fn tiles(&self, region: &Region<'_>, tiles: usize, rows: usize, mut body: impl FnMut(usize)) {
-        // Enough chunks that a slower thread can take fewer; with many rows a tile is long enough by itself.
-        let grain = if rows > 16 { 1 } else { (tiles / (region.threads() * CHUNKS_PER_THREAD)).clamp(1, 64) };
-        region.for_chunks(tiles, grain, |range| range.for_each(&mut body));
+    /// Shares tiles out, then meets at a barrier; who waits there asks for the weights it will begin with next.
+    fn tiles(
+        &self,
+        region: &Region<'_>,
+        tiles: usize,
+        rows: usize,
+        next: Next<'_>,
+        mut body: impl FnMut(usize),
+    ) {
+        let mut ahead = Ahead::new(region, next, rows);
+        region.share(shares(region, tiles, rows), |range| range.for_each(&mut body), || ahead.ask());
     }
 
     fn product(&self, local: &mut Local, input: &Input, projection: &Projection, tile: usize, slot: usize) {
@@ -525,12 +573,71 @@ impl Step<'_> {
     }
 }
 
-/// Chunks a thread takes in one phase if all are equally fast.
+/// How tiles are shared out: half of them beforehand, the rest in enough chunks that a slower thread can take fewer. With many
+/// rows a tile is long enough by itself.
+fn shares(region: &Region<'_>, tiles: usize, rows: usize) -> Shares {
+    let each = tiles / region.threads();
+    match rows <= FEW_ROWS {
+        true => Shares { items: tiles, first: each / 2, grain: (each / CHUNKS_PER_THREAD).clamp(1, 64) },
+        false => Shares { items: tiles, first: 0, grain: 1 },
+    }
+}
+
+/// Rows up to which reading weights takes about as long as multiplying them.
+const FEW_ROWS: usize = 16;
+
+/// Chunks of the tiles that are not shared out beforehand, for each thread, were they all the tiles.
 const CHUNKS_PER_THREAD: usize = 6;
 
+/// Bytes of weights that are asked for before their turn: a part of the second-level cache.
+const AHEAD: usize = 128 << 10;
+/// Cache lines that are asked for between two looks at whether the wait is over.
+const LINES: usize = 4;
+
+/// The weights that a thread begins with in a later phase. Memory rests while threads wait for each other, unless somebody asks.
+struct Ahead {
+    /// Next byte and bytes left, by matrix.
+    parts: [(*const u8, usize); 2],
+}
+
+impl Ahead {
+    fn new(region: &Region<'_>, next: Next<'_>, rows: usize) -> Self {
+        let mut parts = [(std::ptr::null(), 0); 2];
+        if rows <= FEW_ROWS {
+            let Range { start, end } = shares(region, next.tiles, rows).first_of(region.thread());
+            let matrices = next.matrices.iter().flatten();
+            let most = AHEAD / matrices.clone().count().max(1);
+            for (part, matrix) in parts.iter_mut().zip(matrices) {
+                let bytes = matrix.tiles_bytes(start.min(matrix.tiles())..end.min(matrix.tiles()));
+                *part = (bytes.as_ptr(), bytes.len().min(most));
+            }
+        }
+        Self { parts }
+    }
+
+    /// Asks for a few lines. False once there are none.
+    fn ask(&mut self) -> bool {
+        let Some((at, left)) = self.parts.iter_mut().find(|(_, left)| *left > 0) else { return false };
+        for line in 0..LINES {
+            prefetch(at.wrapping_add(line * 64));
+        }
+        *at = at.wrapping_add(LINES * 64);
+        *left = left.saturating_sub(LINES * 64);
+        true
+    }
+}
+
+/// Copies a row of a tile's results, which is whole but for the matrix's last tile.
+#[inline(always)]
 unsafe fn copy(values: &[f32], to: *mut f32) {
     // SAFETY: the caller vouches for the target.
-    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) }
+    unsafe {
+        match <&[f32; TILE_ROWS]>::try_from(values) {
+            // Of a length known beforehand this takes no call.
+            Ok(whole) => to.cast::<[f32; TILE_ROWS]>().write_unaligned(*whole),
+            Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
+        }
+    }
 }
 
 unsafe fn add(values: &[f32], to: *mut f32) {

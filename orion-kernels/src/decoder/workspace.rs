@@ -20,7 +20,7 @@ pub(super) const MAX_ROPES: usize = 4;
 /// Rows up to which every thread normalises and quantises for itself.
 pub(super) const REPLICATED_ROWS: usize = 2;
 /// Tokens of one sequence that a thread attends for at a time.
-pub(super) const QUERY_TOKENS: usize = 32;
+pub(super) const QUERY_TOKENS: usize = 16;
 
 /// Which part of a forward pass to run, in one parallel region. The rows stay in the workspace between calls, so a
 /// pass may be cut anywhere between blocks: to wait for weights, or to look whether it was cancelled.

@@ -324,6 +324,12 @@ impl<'a> Region<'a> {
 
     /// Returns once every thread has called it. What was written before is visible after.
     pub fn barrier(&self) {
+        self.barrier_meanwhile(|| false);
+    }
+
+    /// [`barrier`](Self::barrier), and `meanwhile` is called as long as there is nothing to do but to wait, until it says that it
+    /// has done all. It should take some tens of nanoseconds.
+    fn barrier_meanwhile(&self, meanwhile: impl FnMut() -> bool) {
         if self.threads == 1 {
             self.shared.cursor.0.store(0, Ordering::Relaxed);
             return;
@@ -337,10 +343,11 @@ impl<'a> Region<'a> {
             shared.generation.0.store(generation.wrapping_add(1), Ordering::Release);
             shared.waits.wake();
         } else {
-            let waited = shared.waits.until(|| {
+            let passed = || {
                 shared.generation.0.load(Ordering::Acquire) != generation
                     || shared.poisoned.load(Ordering::Relaxed)
-            });
+            };
+            let waited = shared.waits.until_meanwhile(passed, meanwhile);
             self.slow_wait.set(self.slow_wait.get() + waited);
         }
         if shared.poisoned.load(Ordering::Acquire) {
@@ -369,20 +376,51 @@ impl<'a> Region<'a> {
     }
 
     /// Hands out `0..items` in chunks of at most `grain` to whichever thread asks, then meets at a barrier.
-    pub fn for_chunks(&self, items: usize, grain: usize, mut body: impl FnMut(Range<usize>)) {
-        let grain = grain.max(1);
+    pub fn for_chunks(&self, items: usize, grain: usize, body: impl FnMut(Range<usize>)) {
+        self.share(Shares { items, first: 0, grain: grain.max(1) }, body, || false);
+    }
+
+    /// Hands out shares, then meets at a barrier. While a thread waits there it does a little of `meanwhile` again and again,
+    /// until that says that it has done all.
+    pub(crate) fn share(
+        &self,
+        shares: Shares,
+        mut body: impl FnMut(Range<usize>),
+        meanwhile: impl FnMut() -> bool,
+    ) {
+        let Shares { items, first, grain } = shares;
         if self.threads == 1 {
             (0..items).step_by(grain).for_each(|start| body(start..(start + grain).min(items)));
             return;
         }
+        if first > 0 {
+            body(shares.first_of(self.thread));
+        }
         loop {
-            let start = self.shared.cursor.0.fetch_add(grain, Ordering::Relaxed);
+            let start = self.threads * first + self.shared.cursor.0.fetch_add(grain, Ordering::Relaxed);
             if start >= items {
                 break;
             }
             body(start..(start + grain).min(items));
         }
-        self.barrier();
+        self.barrier_meanwhile(meanwhile);
+    }
+}
+
+/// How a phase's items are shared out: to each thread `first` of them that it knows beforehand, the rest in chunks of `grain` to
+/// whichever thread asks.
+#[derive(Clone, Copy)]
+pub(crate) struct Shares {
+    pub(crate) items: usize,
+    pub(crate) first: usize,
+    pub(crate) grain: usize,
+}
+
+impl Shares {
+    /// The items that this thread begins with.
+    pub(crate) fn first_of(self, thread: usize) -> Range<usize> {
+        let start = (thread * self.first).min(self.items);
+        start..(start + self.first).min(self.items)
     }
 }
 

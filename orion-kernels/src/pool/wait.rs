@@ -23,11 +23,23 @@ impl WaitPoint {
     /// Returns once `done` holds, with the time spent beyond the spin. Whoever makes it hold calls [`wake`](Self::wake)
     /// afterwards.
     pub(super) fn until(&self, done: impl Fn() -> bool) -> Duration {
+        self.until_meanwhile(done, || false)
+    }
+
+    /// [`until`](Self::until), and does a little of something else, tens of nanoseconds of it, in place of each pause as long as
+    /// there is some.
+    pub(super) fn until_meanwhile(
+        &self,
+        done: impl Fn() -> bool,
+        mut meanwhile: impl FnMut() -> bool,
+    ) -> Duration {
         for _ in 0..SPINS {
             if done() {
                 return Duration::ZERO;
             }
-            spin_loop();
+            if !meanwhile() {
+                spin_loop();
+            }
         }
         let started = Instant::now();
         for _ in 0..YIELDS {

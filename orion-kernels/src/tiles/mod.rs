@@ -236,6 +236,10 @@ impl PackedMatrix {
         self.shape
     }
 
+    pub(crate) fn tiles_bytes(&self, tiles: Range<usize>) -> &[u8] {
+        &self.as_bytes()[tiles.start * self.tile_bytes..tiles.end * self.tile_bytes]
+    }
+
     pub(crate) fn tile(&self, tile: usize) -> &[u8] {
         &self.as_bytes()[tile * self.tile_bytes..][..self.tile_bytes]
     }
