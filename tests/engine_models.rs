@@ -2,10 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use orion::resilience::{Backoff, BreakerSettings};
 use orion::{
-    Constraint, Engine, EngineEvent, ErrorKind, FinishReason, Generation, ModelExt, Request, SamplingParams,
-    state::Phase,
+    Constraint, Engine, EngineEvent, Error, ErrorKind, FileSpec, FinishReason, Generation, Health,
+    ManualClock, ModelExt, ModelSpec, Request, SamplingParams, state::Phase,
 };
 use orion_testkit::models;
 
@@ -235,4 +239,164 @@ fn a_system_prompt_outlives_its_model_and_its_engine() {
     }
     let rotten = ask(&build(1 << 30), "What is fire?");
     assert_eq!((rotten.usage.cached_tokens, rotten.tokens), (0, second.tokens));
+}
+
+/// A request that computes until it is told to stop, and has begun to answer.
+fn endless(engine: &Engine) -> orion::AnswerStream {
+    let mut stream = engine.stream(greedy("Tell me a very long story.", 4000));
+    assert!(stream.by_ref().any(|event| matches!(event, EngineEvent::Token { .. })));
+    stream
+}
+
+#[test]
+fn a_full_queue_turns_away_and_who_waits_gets_its_answer() {
+    let engine = Engine::builder().model("smollm2", path(&models::smollm2()));
+    let engine = engine.parallel(1).queued_requests(1).build().unwrap();
+    let running = endless(&engine);
+    let waiting = engine.stream(greedy("List three fruits.", 8));
+    let error = engine.infer("no room").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected);
+    assert!(error.retry_after().is_some());
+    running.cancel();
+    assert_eq!(running.answer().unwrap().reason, FinishReason::Cancelled);
+    assert_eq!(waiting.answer().unwrap().usage.completion_tokens, 8);
+}
+
+#[test]
+fn a_deadline_ends_a_real_answer_and_keeps_what_waits_from_running() {
+    let clock = ManualClock::new();
+    let engine = Engine::builder().model("smollm2", path(&models::smollm2())).parallel(1);
+    let minute = Duration::from_secs(60);
+    let engine = engine.stall(10 * minute).clock(Arc::new(clock.clone())).build().unwrap();
+    let story = greedy("Tell me a very long story.", 4000);
+    let mut running = engine.stream(story.timeout(2 * minute));
+    assert!(running.by_ref().any(|event| matches!(event, EngineEvent::Token { .. })));
+    let mut waiting = engine.stream(greedy("List three fruits.", 8).timeout(minute));
+    assert!(waiting.by_ref().any(|event| matches!(event, EngineEvent::Queued { .. })));
+    clock.advance(minute);
+    assert_eq!(waiting.answer().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    clock.advance(minute);
+    assert_eq!(running.answer().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(engine.infer_with(greedy("List three fruits.", 4)).unwrap().usage.completion_tokens, 4);
+}
+
+#[test]
+fn a_breaker_keeps_away_from_a_model_that_cannot_be_had_and_lets_it_back() {
+    let (clock, lost) = (ManualClock::new(), Arc::new(AtomicBool::new(true)));
+    let disk = lost.clone();
+    let wait = Duration::from_secs(10);
+    let settings = BreakerSettings::new().consecutive_failures(2).wait(Backoff::constant(wait));
+    let engine = Engine::builder()
+        .model("smollm2", path(&models::smollm2()))
+        .sources(move |spec| match disk.load(Ordering::SeqCst) {
+            true => Err(Error::new(ErrorKind::Corrupt, "the disk returned another digest")),
+            false => orion::loader::open(&spec.files[0].location),
+        })
+        .breaker(settings)
+        .clock(Arc::new(clock.clone()))
+        .build()
+        .unwrap();
+    let ask = || engine.infer_with(greedy("List three fruits.", 4));
+    assert!((0..2).all(|_| ask().unwrap_err().kind() == ErrorKind::Corrupt));
+    let refused = ask().unwrap_err();
+    assert_eq!((refused.kind(), engine.health()[0].1), (ErrorKind::Rejected, Health::Down));
+    lost.store(false, Ordering::SeqCst);
+    clock.advance(refused.retry_after().unwrap());
+    assert_eq!(ask().unwrap().usage.completion_tokens, 4);
+    assert_eq!(engine.health()[0].1, Health::Healthy);
+}
+
+#[test]
+fn the_chain_of_a_model_whose_file_is_gone_leads_to_one_that_answers() {
+    let mut gone = ModelSpec::new("gone".into(), vec![FileSpec::new("/nowhere/model.gguf")]);
+    gone.fallback = vec!["smollm2".into()];
+    let engine = Engine::builder().spec(gone).model("smollm2", path(&models::smollm2())).build().unwrap();
+    let events: Vec<_> = engine.stream(greedy("List three fruits.", 8).model("gone")).collect();
+    assert!(events.iter().any(|event| matches!(event, EngineEvent::Fallback { .. })));
+    let Some(EngineEvent::Done(answer)) = events.last() else { panic!("the chain has an answer") };
+    assert_eq!((answer.model.as_str(), answer.report.trace.state().fallbacks), ("smollm2", 1));
+    assert!(engine.infer_with(greedy("List three fruits.", 8).model("gone").without_fallback()).is_err());
+}
+
+#[test]
+fn a_file_that_is_replaced_answers_as_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("m.gguf");
+    std::fs::copy(models::smollm2(), &file).unwrap();
+    let clock = ManualClock::new();
+    let engine = Engine::builder().model("m", path(&file)).clock(Arc::new(clock.clone())).build().unwrap();
+    let ask = || engine.infer_with(greedy("List three fruits.", 4));
+    ask().unwrap();
+    // Another file in its place, as a download would put it there: this one is cut short.
+    let next = folder.path().join("next.gguf");
+    let bytes = std::fs::read(models::smollm2()).unwrap();
+    std::fs::write(&next, &bytes[..bytes.len() / 2]).unwrap();
+    std::fs::rename(&next, &file).unwrap();
+    clock.advance(Duration::from_secs(60));
+    assert_eq!(ask().unwrap_err().kind(), ErrorKind::Corrupt);
+    std::fs::copy(models::smollm2(), &next).unwrap();
+    std::fs::rename(&next, &file).unwrap();
+    clock.advance(Duration::from_secs(60));
+    assert_eq!(ask().unwrap().usage.completion_tokens, 4);
+}
+
+#[test]
+fn conversations_at_once_keep_to_their_own_history() {
+    let engine = smollm2();
+    let talk = |topic: &str| {
+        let mut chat = engine.chat().like(greedy("", 12));
+        let said =
+            ["Name one.", "And another?"].map(|turn| chat.say(format!("{topic}: {turn}")).unwrap().text);
+        assert_eq!(chat.history().len(), 4);
+        assert!(
+            chat.history()
+                .iter()
+                .all(|message| message.content.contains(topic) || said.contains(&message.content))
+        );
+        said
+    };
+    let topics = ["fruits", "rivers", "colours", "planets"];
+    let alone = topics.map(talk);
+    let talk = &talk;
+    let together = std::thread::scope(|scope| {
+        topics.map(|topic| scope.spawn(move || talk(topic))).map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn shutdown_cuts_real_answers_off_with_what_there_was() {
+    let engine = Engine::builder().model("smollm2", path(&models::smollm2())).parallel(2).build().unwrap();
+    let running = [endless(&engine), endless(&engine)];
+    let waiting: Vec<_> = (0..3).map(|_| engine.stream(greedy("List three fruits.", 4))).collect();
+    let drained = engine.shutdown(Duration::from_millis(100));
+    assert_eq!((drained.rejected, drained.finished, drained.aborted), (3, 0, 2));
+    for stream in running {
+        let answer = stream.answer().unwrap();
+        assert!(answer.reason == FinishReason::Cancelled && !answer.text.is_empty());
+    }
+    assert!(waiting.into_iter().all(|stream| stream.answer().is_err()));
+}
+
+#[test]
+fn events_come_in_order_and_the_report_adds_up() {
+    let engine = smollm2();
+    let events: Vec<_> = engine.stream(greedy(&"Boats and gulls. ".repeat(150), 8)).collect();
+    let at = |is: fn(&EngineEvent) -> bool| events.iter().position(is).unwrap();
+    let order = [
+        at(|event| matches!(event, EngineEvent::Routed { .. })),
+        at(|event| matches!(event, EngineEvent::Loading { .. })),
+        at(|event| matches!(event, EngineEvent::Prefill { .. })),
+        at(|event| matches!(event, EngineEvent::Token { .. })),
+        at(|event| matches!(event, EngineEvent::Done(_))),
+    ];
+    assert!(order.is_sorted(), "{order:?}");
+    let Some(EngineEvent::Done(answer)) = events.last() else { panic!("it ends well") };
+    let report = &answer.report;
+    let phases =
+        [Phase::Loading, Phase::Prefilling, Phase::Decoding].map(|phase| report.trace.time_in(phase));
+    assert!(phases.iter().all(|time| *time > Duration::ZERO), "{phases:?}");
+    assert!(report.ttft().unwrap() >= phases[0] + phases[1]);
+    assert_eq!(engine.recent().last(), Some(report));
+    assert_eq!(engine.stats().unwrap().outcomes.completion_tokens, 8);
 }
