@@ -569,4 +569,33 @@ mod tests {
             assert_eq!((faults.len(), faults[0].code, faults[0].at), (1, "too-deep", MAX_DEPTH * unit.len()));
         }
     }
+    #[test]
+    fn what_is_closed_no_longer_counts_as_nesting() {
+        for (open, unit, close) in
+            [("[", "[]", "]"), ("[", "{}", "]"), ("[", "[1]", "]"), ("[", "{\"a\":1}", "]")]
+        {
+            let text = format!("{open}{}{close}", vec![unit; 3 * MAX_DEPTH].join(","));
+            let (node, faults) = parse(&text);
+            assert_eq!(faults, vec![]);
+            assert_eq!(node.unwrap().elements().len(), 3 * MAX_DEPTH);
+        }
+    }
+
+    #[test]
+    fn pairs_of_surrogates_are_one_character() {
+        for (text, character) in [
+            (r"\ud800\udc00", "\u{10000}"),
+            (r"\ud83d\ude00", "\u{1f600}"),
+            (r"\uDBFF\uDFFF", "\u{10ffff}"),
+            (r"\u00e9", "\u{e9}"),
+        ] {
+            let (text, faults) = (format!("\"{text}\""), vec![]);
+            let parsed = parse(&text);
+            assert_eq!(parsed.1, faults);
+            assert_eq!(plain(&parsed.0.unwrap()), serde_json::Value::from(character));
+        }
+        for alone in [r"\ud83d", r"\ude00", r"\ud83d\u0041"] {
+            assert!(!parse(&format!("\"{alone}\"")).1.is_empty(), "{alone}");
+        }
+    }
 }

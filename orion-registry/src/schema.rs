@@ -465,6 +465,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nobody_is_asked_about_a_name_without_end() {
+        let long = "a".repeat(256);
+        assert_eq!(did_you_mean(&long, [long.as_str()].into_iter()), Some(long.as_str()));
+        let longer = "a".repeat(257);
+        assert_eq!(did_you_mean(&longer, [longer.as_str()].into_iter()), None);
+    }
+
+    #[test]
     fn the_generated_schema_compiles_and_a_foreign_ref_or_keyword_is_refused() {
         Rules::compile(&generate()).unwrap();
         for foreign in ["http://localhost/x", "file:///etc/passwd", "other.json"] {
