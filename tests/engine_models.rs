@@ -1,11 +1,13 @@
 //! The engine with real models: what it adds must not change a single token.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is a failure")]
 
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use orion::pipeline::{ShardOptions, ShardSize};
 use orion::resilience::{Backoff, BreakerSettings};
 use orion::{
     Constraint, Engine, EngineEvent, Error, ErrorKind, FileSpec, FinishReason, Generation, Health,
@@ -399,4 +401,43 @@ fn events_come_in_order_and_the_report_adds_up() {
     assert!(report.ttft().unwrap() >= phases[0] + phases[1]);
     assert_eq!(engine.recent().last(), Some(report));
     assert_eq!(engine.stats().unwrap().outcomes.completion_tokens, 8);
+}
+
+#[test]
+fn a_shard_with_a_flipped_bit_fails_its_request_and_is_well_once_it_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    let source = orion::loader::open(models::smollm2()).unwrap();
+    let options = ShardOptions::new(ShardSize::Count(NonZero::new(6).unwrap()));
+    orion::pipeline::shard(&*source, &set, &options).unwrap();
+    let shards = std::fs::read_dir(&set).unwrap().map(|entry| entry.unwrap().path());
+    let shard = shards.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let whole = std::fs::read(&shard).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    std::fs::write(&shard, flipped).unwrap();
+
+    let engine = Engine::builder().model("set", path(&set)).build().unwrap();
+    let error = engine.infer_with(greedy("List three fruits.", 8)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    std::fs::write(&shard, whole).unwrap();
+    let answer = engine.infer_with(greedy("List three fruits.", 8)).unwrap();
+    let expected = smollm2().infer_with(greedy("List three fruits.", 8)).unwrap();
+    assert_eq!(answer.tokens, expected.tokens);
+}
+
+#[test]
+fn a_real_answer_appears_in_the_metrics() {
+    let prometheus = orion::logging::Prometheus::install().unwrap();
+    let engine = Engine::builder().model("metered", path(&models::smollm2())).build().unwrap();
+    engine.infer_with(greedy("List three fruits.", 8)).unwrap();
+    let text = prometheus.render();
+    for line in [
+        r#"orion_requests_total{model="metered",outcome="done"} 1"#,
+        r#"orion_completion_tokens_total{model="metered"} 8"#,
+        r#"orion_model_loads_total{model="metered",outcome="ok"} 1"#,
+        r#"orion_ttft_seconds_count{model="metered"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
 }
