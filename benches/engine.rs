@@ -157,7 +157,12 @@ fn cancelling() -> Result<()> {
     let whole = ask(&engine, "a", 33, prompt(0))?;
     let (step, tokens) = (whole.timings.decode.as_secs_f64() * 1e3 / 32.0, whole.usage.prompt_tokens);
     let prefill = whole.timings.prefill.as_secs_f64();
-    println!("a prompt of {tokens} tokens takes {prefill:.2} s, a step of decoding {step:.1} ms");
+    // SmolLM2's 30 layers take chunks of 512 tokens.
+    let layer = prefill * 1e3 / (30.0 * f64::from(tokens) / 512.0);
+    println!(
+        "a prompt of {tokens} tokens takes {prefill:.2} s, a layer of one of its chunks {layer:.0} ms, a step of decoding \
+         {step:.1} ms"
+    );
     for (what, tokens_first) in [("a prompt", false), ("an answer", true)] {
         let mut times = Vec::new();
         for n in 1..=40 {

@@ -191,7 +191,8 @@ impl EngineBuilder {
     }
 
     /// Makes this the process's logging; [`Engine::log`] controls it, and [`Engine::shutdown`] writes out what is still queued.
-    /// A subscriber that the program has installed stays. Default: nothing is installed, and the program's own subscriber,
+    /// A subscriber that the program has installed stays, and where ORION's logging is installed already only its levels change
+    /// (see [`LoggingBuilder::install`]). Default: nothing is installed, and the program's own subscriber,
     /// if any, sees the events.
     #[must_use]
     pub fn logging(mut self, logging: LoggingBuilder) -> Self {
@@ -206,7 +207,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Opens models with this loader: its cache, hub, mirrors and limits. Default: one with default settings.
+    /// Opens models with this loader: its cache, hub, mirrors and limits. Default: one with default settings, once one is needed.
     #[must_use]
     pub fn loader(mut self, loader: Loader) -> Self {
         self.loader = Some(loader);

@@ -115,31 +115,34 @@ pub(crate) fn runtime(
 }
 
 /// The loader: the program's own, or one with default settings once something needs it.
-fn lazily(own: Option<Loader>) -> impl Fn() -> Result<Loader> + Clone {
-    let loader: Arc<OnceLock<Loader>> = Arc::new(own.map_or_else(OnceLock::new, OnceLock::from));
-    move || match loader.get() {
-        Some(loader) => Ok(loader.clone()),
+fn needed(loader: &OnceLock<Loader>) -> Result<&Loader> {
+    match loader.get() {
+        Some(loader) => Ok(loader),
         None => {
             let fresh = Loader::new(LoaderOptions::new())?;
-            Ok(loader.get_or_init(|| fresh).clone())
+            Ok(loader.get_or_init(|| fresh))
         }
     }
 }
 
 /// Opens weights, and has them read ahead: what is on this machine where it is, the rest through the cache of downloads.
 pub(crate) fn sources(own: Option<Loader>) -> (Sources, Prefetches) {
-    let loader = lazily(own);
+    let loader: Arc<OnceLock<Loader>> = Arc::new(own.map_or_else(OnceLock::new, OnceLock::from));
     let for_later = loader.clone();
     let open: Sources = Arc::new(move |spec| {
         if spec.files.iter().any(|file| file.location.contains("://")) {
-            return loader()?.open_files(&spec.files);
+            return needed(&loader)?.open_files(&spec.files);
         }
-        // Without a place to note what was verified, it is verified every time.
+        // Files on this machine need no loader. Where there is one, it knows how to open them, what was verified, and that
+        // prefetching has to rest meanwhile; without a place to note what was verified, it is verified every time.
         let hashed = spec.files.iter().any(|file| file.digest.is_some());
-        let loader = if hashed { loader().ok() } else { None };
-        orion_loader::open_files(&spec.files, loader.as_ref().map(Loader::cache))
+        let present = if hashed { needed(&loader).ok() } else { loader.get() };
+        match present {
+            Some(loader) => loader.open_files(&spec.files),
+            None => orion_loader::open_files(&spec.files, None),
+        }
     });
-    (open, Arc::new(move |spec| for_later()?.prefetch_files(&spec.files)))
+    (open, Arc::new(move |spec| needed(&for_later)?.prefetch_files(&spec.files)))
 }
 
 type HealthOf = Arc<dyn Fn(&ModelId) -> Health + Send + Sync>;

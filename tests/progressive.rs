@@ -239,15 +239,17 @@ fn every_executor_answers_the_same_with_the_embedding_first_or_last() {
 #[test]
 fn what_likely_comes_next_and_finds_no_room_is_fetched_ahead() {
     let body = references::case("llama-gqa-tied").gguf().unwrap();
-    let server = Server::start(move |request, _, stream| good(request, stream, &body));
     let folder = TempDir::new().unwrap();
+    let near = folder.path().join("a.gguf");
+    std::fs::write(&near, &body).unwrap();
+    let server = Server::start(move |request, _, stream| good(request, stream, &body));
     let seen =
         |server: &Server, name: &str| server.requests().iter().any(|request| request.path.contains(name));
     let engine = |cache: &str, limit: u64| {
         let loader = LoaderOptions::new().cache_directory(folder.path().join(cache));
-        let models = ["a", "b"].map(|id| {
-            let file = FileSpec::new(format!("{}/{id}-{cache}.gguf", server.url));
-            let mut spec = ModelSpec::new(id.into(), vec![file]);
+        let far = format!("{}/b-{cache}.gguf", server.url);
+        let models = [("a", near.to_str().unwrap()), ("b", far.as_str())].map(|(id, location)| {
+            let mut spec = ModelSpec::new(id.into(), vec![FileSpec::new(location)]);
             spec.pinned = id == "a";
             spec
         });

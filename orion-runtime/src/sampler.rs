@@ -67,15 +67,16 @@ impl Sampler {
     }
 
     fn pick(&mut self, logits: &[f32]) -> Result<TokenId> {
-        let best = argmax(logits)
-            .ok_or_else(|| Error::invalid("no token is left to choose: the logit bias forbids them all"))?;
-        if self.is_greedy() {
-            return Ok(best);
-        }
-        likeliest(logits, self.params.top_k as usize, &mut self.candidates);
+        let most = if self.is_greedy() { 1 } else { self.params.top_k as usize };
+        likeliest(logits, most, &mut self.candidates);
         let allowed = self.candidates.iter().take_while(|candidate| candidate.1 > f32::NEG_INFINITY).count();
         self.candidates.truncate(allowed);
-        let top = self.candidates[0].1;
+        let Some(&(best, top)) = self.candidates.first() else {
+            return Err(Error::invalid("no token is left to choose: the logit bias forbids them all"));
+        };
+        if self.is_greedy() {
+            return Ok(TokenId(best));
+        }
         let mut sum = 0.0;
         for (_, weight) in &mut self.candidates {
             *weight = ((*weight - top) / self.params.temperature).exp();
@@ -123,22 +124,6 @@ fn likeliest(logits: &[f32], k: usize, out: &mut Vec<(u32, f32)>) {
     out.clear();
     out.extend((0..).zip(logits.iter().copied()));
     out.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-}
-
-/// The likeliest token, the lowest id among equals; none if all are forbidden.
-pub(crate) fn argmax(logits: &[f32]) -> Option<TokenId> {
-    let (mut best, mut top) = (None, f32::NEG_INFINITY);
-    for (number, chunk) in logits.chunks(CHUNK).enumerate() {
-        if !any(chunk, |logit| logit > top) {
-            continue;
-        }
-        for (at, &logit) in chunk.iter().enumerate() {
-            if logit > top {
-                (best, top) = (Some(number * CHUNK + at), logit);
-            }
-        }
-    }
-    best.map(|id| TokenId(u32::try_from(id).expect("vocabularies fit u32")))
 }
 
 /// The `count` likeliest tokens and their logits, likeliest first.
@@ -274,7 +259,8 @@ mod tests {
             let logits: Vec<f32> = logits.drain(..).map(f32::from).collect();
             let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let first = logits.iter().position(|&logit| logit == top).unwrap();
-            prop_assert_eq!(argmax(&logits), Some(TokenId(first as u32)));
+            let mut sampler = Sampler::new(SamplingParams::greedy());
+            prop_assert_eq!(sampler.sample(&logits, &[]).unwrap(), TokenId(first as u32));
         }
 
         #[test]

@@ -184,6 +184,7 @@ impl ChatTemplate {
         let parse = |text: &Option<String>, what: &str| {
             text.as_deref().map_or(Ok(Value::from(())), |text| json::parse(text, what))
         };
+        let mut fuel = FUEL + FUEL_PER_MESSAGE * messages.len().unwrap_or(0) as u64;
         let mut given = vec![
             ("messages".to_owned(), messages),
             ("tools".to_owned(), parse(&options.tools, "tools")?),
@@ -191,10 +192,9 @@ impl ChatTemplate {
         ];
         let compiled = self.tools.as_ref().filter(|_| options.tools.is_some()).unwrap_or(&self.plain);
         given.extend(json::entries(&parse(&options.variables, "variables")?, "variables")?);
-        let mut given_bytes = 0;
-        given
-            .iter()
-            .for_each(|(_, value)| shield::visit(value, &mut |text| given_bytes += text.len() as u64));
+        for (_, value) in &given {
+            shield::visit(value, &mut |text| fuel += FUEL_PER_BYTE * text.len() as u64);
+        }
         let shield = Shield::for_values(given.iter().map(|(_, value)| value), &compiled.source);
         for (_, value) in &mut given {
             *value = shield.protect(value, tokenizer);
@@ -207,7 +207,7 @@ impl ChatTemplate {
         given.push(("unk_token".to_owned(), Value::from(text(tokenizer.unknown()))));
         let now = self.clock.wall();
         given.push(("strftime_now".to_owned(), functions::strftime_now(now)));
-        let rendered = compiled.run(Value::from_pairs(given), FUEL_PER_BYTE * given_bytes)?;
+        let rendered = compiled.run(Value::from_pairs(given), fuel)?;
         let (text, plain) = shield.lift(&rendered);
         Ok(RenderedPrompt { text, plain })
     }
@@ -228,10 +228,9 @@ impl Compiled {
         Ok(Self { environment, source: source.into() })
     }
 
-    fn run(&self, given: Value, more_fuel: u64) -> Result<String> {
+    fn run(&self, given: Value, fuel: u64) -> Result<String> {
         let mut environment = self.environment.clone();
-        let messages = given.get_attr("messages").ok().and_then(|messages| messages.len()).unwrap_or(0);
-        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages as u64 + more_fuel));
+        environment.set_fuel(Some(fuel));
         guard::on_large_stack(move || {
             let template = environment.get_template(NAME).map_err(failed)?;
             template.render(given).map_err(failed)
