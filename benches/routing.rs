@@ -20,7 +20,7 @@ use orion::{
 
 const AGENTS: [&str; 6] = ["code", "conversation", "creative", "reasoning", "summary", "translation"];
 const WORDS: std::ops::RangeInclusive<usize> = 20..=60;
-/// Beside a stream, a decision is asked for so often.
+/// How often a decision is asked for by who does not ask all the time.
 const EVERY: Duration = Duration::from_millis(20);
 
 /// Milliseconds of one decision for each prompt.
@@ -114,6 +114,7 @@ fn main() -> Result<()> {
             let (start, before) = (Instant::now(), said.load(Ordering::Relaxed));
             std::thread::sleep(EVERY * 100);
             let alone = rate(start.elapsed().as_secs_f64(), before);
+            print("beside a stream", &times(&router, &prompts, Duration::ZERO)?);
             let (start, before) = (Instant::now(), said.load(Ordering::Relaxed));
             let times = times(&router, &prompts, EVERY)?;
             let beside = rate(start.elapsed().as_secs_f64(), before);

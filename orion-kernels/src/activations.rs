@@ -5,7 +5,7 @@ use orion_core::TensorType;
 
 use crate::aligned::AlignedBuf;
 use crate::isa::Isa;
-use crate::simd::{Kernel, Lanes, dispatch};
+use crate::simd::{Kernel, Lanes, dispatch, prefetch_to_write};
 
 /// How activations are cut into blocks with one scale each: as the weights they meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +128,19 @@ impl QuantView {
                 ..self
             }
         }
+    }
+
+    /// Asks for the lines that [`quantise`](Self::quantise) will write for a row of `cols` columns: all threads have read
+    /// what stood there, and stores that wait for them one after the other would take longer than the arithmetic.
+    pub(crate) fn expect(self, kind: ActKind, cols: usize) {
+        let lines = |from: *const u8, bytes: usize| {
+            (0..bytes).step_by(64).for_each(|at| prefetch_to_write(from.wrapping_add(at)));
+        };
+        lines(self.quants.cast(), cols);
+        lines(self.scale.cast(), cols / kind.block() * 4);
+        lines(self.scaled_sum.cast(), cols / 8);
+        lines(self.sum16.cast(), cols / 8);
+        lines(self.sum32.cast(), cols / 16);
     }
 
     /// Quantises a row into the view's first row.

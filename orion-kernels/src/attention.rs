@@ -11,7 +11,7 @@
 use crate::aligned::AlignedBuf;
 use crate::isa::Isa;
 use crate::math::{exp, exp1, tanh};
-use crate::simd::{Kernel, Lanes, dispatch, prefetch};
+use crate::simd::{Kernel, Lanes, Vector, WideKernel, dispatch, dispatch_wide, prefetch};
 
 /// Positions per page.
 pub const PAGE_TOKENS: usize = 64;
@@ -21,7 +21,7 @@ pub(crate) const BLOCK_KEYS: usize = 128;
 /// Rows from which on converting keys and values to f32 once is cheaper than at every use.
 const PANEL_ROWS: usize = 8;
 
-/// Rows up to which four vectors of keys or values at a time keep the multipliers busy; with more, two do.
+/// Rows up to which 32 keys or values at a time are needed to keep the multipliers busy.
 const WIDE_ROWS: usize = 3;
 
 /// The sum of a block none of whose keys the query sees; sums are never negative.
@@ -93,11 +93,10 @@ impl Pages<'_> {
         unsafe { self.table[page].add(self.offset) }
     }
 
-    /// A quarter of a block, as large as the keys of one page: the keys of its first page, of its second, the values of
-    /// its first, of its second. `None` if there is no such page.
-    fn ahead(&self, block: usize, quarter: usize, head_dim: usize) -> Option<*const u16> {
-        let page = self.table.get(block * (BLOCK_KEYS / PAGE_TOKENS) + quarter % 2)?;
-        Some(page.wrapping_add(self.offset + quarter / 2 * head_dim * PAGE_TOKENS).cast_const())
+    /// The head's part of a block's first or second page: its keys, then its values. `None` if there is no such page.
+    fn part(&self, block: usize, second: usize) -> Option<*const u16> {
+        let page = self.table.get(block * (BLOCK_KEYS / PAGE_TOKENS) + second)?;
+        Some(page.wrapping_add(self.offset).cast_const())
     }
 }
 
@@ -106,7 +105,7 @@ impl Pages<'_> {
 pub(crate) struct Scratch {
     /// `[rows][128]`
     scores: AlignedBuf<f32>,
-    /// A strip of 16 keys `[head_dim][16]` or of 16 value columns `[128][16]`.
+    /// A strip of up to 32 keys `[head_dim][32]` or of 32 value columns `[128][32]`.
     panel: AlignedBuf<f32>,
     /// `[rows][head_dim]`: the running result and the current block's.
     total: AlignedBuf<f32>,
@@ -123,7 +122,7 @@ impl Scratch {
     pub(crate) fn new(rows: usize, head_dim: usize) -> Self {
         Self {
             scores: AlignedBuf::zeroed(rows * BLOCK_KEYS),
-            panel: AlignedBuf::zeroed(head_dim.max(BLOCK_KEYS) * 16),
+            panel: AlignedBuf::zeroed(head_dim.max(BLOCK_KEYS) * 32),
             total: AlignedBuf::zeroed(rows * head_dim),
             block: AlignedBuf::zeroed(rows * head_dim),
             greatest: AlignedBuf::zeroed(rows),
@@ -140,7 +139,7 @@ impl Scratch {
 /// The queries' rows and results must be valid and not shared with a writer; the pages must hold every key below the
 /// last query's position and be written by nobody; the scratch must have room; `head_dim` is a multiple of 16.
 pub(crate) unsafe fn attend(isa: Isa, queries: Queries, pages: Pages<'_>, scratch: &mut Scratch) {
-    dispatch(isa, Whole { queries, pages, scratch });
+    dispatch_wide(isa, Whole { queries, pages, scratch });
 }
 
 /// Computes one block's part for the queries of one token: per head the greatest score, the sum and the weighted
@@ -156,7 +155,7 @@ pub(crate) unsafe fn attend_block(
     scratch: &mut Scratch,
     partial: *mut f32,
 ) {
-    dispatch(isa, Part { queries, pages, block, scratch, partial });
+    dispatch_wide(isa, Part { queries, pages, block, scratch, partial });
 }
 
 /// Merges the partials of consecutive blocks, `stride` apart, into `out`.
@@ -180,11 +179,9 @@ struct Whole<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Whole<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
+impl WideKernel for Whole<'_> {
+        #[inline(always)]
+    fn run<L: Lanes, V: Vector>(self) {
         let Self { queries, pages, scratch } = self;
         let (rows, head_dim) = (queries.rows(), queries.head_dim);
         assert!(rows * head_dim <= scratch.total.len() && rows * BLOCK_KEYS <= scratch.scores.len(), "room");
@@ -193,7 +190,7 @@ impl Kernel for Whole<'_> {
         scratch.sum[..rows].fill(0.0);
         for block in queries.blocks() {
             // SAFETY: the contract of `attend`.
-            unsafe { reduce_block::<L>(&queries, pages, block, scratch) };
+            unsafe { reduce_block::<L, V>(&queries, pages, block, scratch) };
             for row in 0..rows {
                 let (greatest, sum) = (scratch.block_greatest[row], scratch.block_sum[row]);
                 if sum == UNSEEN {
@@ -226,16 +223,14 @@ struct Part<'a> {
     partial: *mut f32,
 }
 
-impl Kernel for Part<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) {
+impl WideKernel for Part<'_> {
+        #[inline(always)]
+    fn run<L: Lanes, V: Vector>(self) {
         let Self { queries, pages, block, scratch, partial } = self;
         let head_dim = queries.head_dim;
         // SAFETY: the contract of `attend_block`.
         unsafe {
-            reduce_block::<L>(&queries, pages, block, scratch);
+            reduce_block::<L, V>(&queries, pages, block, scratch);
             for row in 0..queries.rows() {
                 let to = partial.add(row * (2 + head_dim));
                 to.write(scratch.block_greatest[row]);
@@ -307,28 +302,35 @@ unsafe fn divide<L: Lanes>(total: *const f32, sum: f32, out: *mut f32, head_dim:
     }
 }
 
-/// Runs a micro-kernel over all rows, six, then what is left, at a time.
+/// Runs a micro-kernel over rows of that many keys or columns, as many rows at a time as there are registers for.
 macro_rules! each_rows {
-    ($rows:expr, $kernel:ident, $source:tt, ($($arg:expr),*)) => {{
-        let mut row = 0;
-        while $rows - row >= 6 {
-            $kernel::<L, 6, 2, $source>(row, $($arg),*);
-            row += 6;
-        }
-        match $rows - row {
-            0 => {}
-            1 => $kernel::<L, 1, 2, $source>(row, $($arg),*),
-            2 => $kernel::<L, 2, 2, $source>(row, $($arg),*),
-            3 => $kernel::<L, 3, 2, $source>(row, $($arg),*),
-            4 => $kernel::<L, 4, 2, $source>(row, $($arg),*),
-            _ => $kernel::<L, 5, 2, $source>(row, $($arg),*),
+    ($row:ident of $rows:expr, $width:expr, $kernel:ident, $half:tt, $args:tt) => {{
+        let (rows, mut $row) = ($rows, 0);
+        match $width / V::LANES {
+            4 => each_rows!(@ $row, rows, $kernel, 4, $half, $args, [3 2 1]),
+            2 if V::LANES == 16 => each_rows!(@ $row, rows, $kernel, 2, $half, $args, [12 6 5 4 3 2 1]),
+            1 if V::LANES == 16 => each_rows!(@ $row, rows, $kernel, 1, $half, $args, [12 6 5 4 3 2 1]),
+            _ => each_rows!(@ $row, rows, $kernel, 2, $half, $args, [6 5 4 3 2 1]),
         }
     }};
+    (@ $row:ident, $rows:ident, $kernel:ident, $width:tt, $half:tt, $args:tt, [$($most:tt)*]) => {
+        {
+            $(while $rows - $row >= $most {
+                $kernel::<V, $most, $width, $half> $args;
+                $row += $most;
+            })*
+        }
+    };
 }
 
 /// Reduces one block for all rows: weighted values into `scratch.block`, greatest score and sum beside them.
 #[inline(always)]
-unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usize, scratch: &mut Scratch) {
+unsafe fn reduce_block<L: Lanes, V: Vector>(
+    queries: &Queries,
+    pages: Pages<'_>,
+    block: usize,
+    scratch: &mut Scratch,
+) {
     let (rows, head_dim) = (queries.rows(), queries.head_dim);
     let base = block * BLOCK_KEYS;
     let (first, end) = queries.keys();
@@ -336,24 +338,28 @@ unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usi
     let (low, high) = (first.max(base) - base, end.min(base + BLOCK_KEYS) - base);
     let panel = scratch.panel.as_mut_ptr();
     let scores = scratch.scores.as_mut_ptr();
+    // With few rows memory is what limits, and what the CPU fetches by itself ends with each page: the next block is asked
+    // for meanwhile.
+    let ahead = match rows <= WIDE_ROWS {
+        true => [0, 1].map(|second| pages.part(block + 1, second)),
+        false => [None; 2],
+    };
+    // Keys or values at a time.
+    let width = if rows <= WIDE_ROWS || (V::LANES == 16 && rows >= PANEL_ROWS) { 32 } else { 16 };
     // SAFETY: here and in the block below: the contract of `attend`; the page of every key below `high` exists.
     unsafe {
-        let width = if rows <= WIDE_ROWS { 32 } else { 16 };
         for strip in (low / width * width..high).step_by(width) {
             let keys = pages.keys((base + strip) / PAGE_TOKENS).add(strip % PAGE_TOKENS).cast_const();
             let out = scores.add(strip);
-            if rows <= WIDE_ROWS {
-                let ahead = pages.ahead(block + 1, strip / width, head_dim);
-                match rows {
-                    1 => score::<L, 1, 4, true>(0, queries, keys.cast(), PAGE_TOKENS, ahead, out),
-                    2 => score::<L, 2, 4, true>(0, queries, keys.cast(), PAGE_TOKENS, ahead, out),
-                    _ => score::<L, 3, 4, true>(0, queries, keys.cast(), PAGE_TOKENS, ahead, out),
-                }
-            } else if rows < PANEL_ROWS {
-                each_rows!(rows, score, true, (queries, keys.cast(), PAGE_TOKENS, None, out));
+            if rows < PANEL_ROWS {
+                // One line for each element, over all strips the keys of the next block.
+                let half = strip % PAGE_TOKENS * head_dim;
+                let ahead = ahead[strip / PAGE_TOKENS].map(|part| part.wrapping_add(half));
+                each_rows!(row of rows, width, score, true, (row, queries, keys.cast(), PAGE_TOKENS, ahead, out));
             } else {
-                (0..head_dim).for_each(|d| widen::<L>(keys.add(d * PAGE_TOKENS), panel.add(d * 16)));
-                each_rows!(rows, score, false, (queries, panel.cast_const().cast(), 16, None, out));
+                (0..head_dim)
+                    .for_each(|d| widen::<V>(keys.add(d * PAGE_TOKENS), panel.add(d * width), width));
+                each_rows!(row of rows, width, score, false, (row, queries, panel.cast_const().cast(), width, None, out));
             }
         }
     }
@@ -372,87 +378,86 @@ unsafe fn reduce_block<L: Lanes>(queries: &Queries, pages: Pages<'_>, block: usi
             pages.keys((base + key.min(high - 1)) / PAGE_TOKENS).add(head_dim * PAGE_TOKENS).cast_const()
         };
         let (near, far) = (page(low.min(PAGE_TOKENS - 1)), page(PAGE_TOKENS));
-        let wide = rows <= WIDE_ROWS && head_dim.is_multiple_of(32);
-        for column in (0..head_dim).step_by(if wide { 32 } else { 16 }) {
+        let width = if head_dim.is_multiple_of(32) { width } else { 16 };
+        let ends = (low, high);
+        for column in (0..head_dim).step_by(width) {
             let out = result.add(column);
-            let ends = (low, high);
             if rows < PANEL_ROWS {
-                let source =
-                    Values { pages: [near.add(column).cast(), far.add(column).cast()], stride: head_dim };
-                match (wide, rows) {
-                    (true, 1) => mix::<L, 1, 4, true>(0, source, scores, ends, out, head_dim),
-                    (true, 2) => mix::<L, 2, 4, true>(0, source, scores, ends, out, head_dim),
-                    (true, _) => mix::<L, 3, 4, true>(0, source, scores, ends, out, head_dim),
-                    _ => each_rows!(rows, mix, true, (source, scores, ends, out, head_dim)),
-                }
+                // One line for each value, over all columns the values of the next block.
+                let first = head_dim * PAGE_TOKENS + column * PAGE_TOKENS;
+                let ahead = ahead.map(|part| part.map(|part| part.wrapping_add(first)));
+                let pages = [near.add(column).cast(), far.add(column).cast()];
+                let source = Values { pages, stride: head_dim, ahead };
+                each_rows!(row of rows, width, mix, true, (row, source, scores, ends, out, head_dim));
             } else {
                 for key in low..high {
                     let from = if key < PAGE_TOKENS { near } else { far };
-                    widen::<L>(from.add(key % PAGE_TOKENS * head_dim + column), panel.add(key * 16));
+                    let from = from.add(key % PAGE_TOKENS * head_dim + column);
+                    widen::<V>(from, panel.add(key * width), width);
                 }
-                let second = panel.add(PAGE_TOKENS * 16).cast_const();
-                let source = Values { pages: [panel.cast_const().cast(), second.cast()], stride: 16 };
-                each_rows!(rows, mix, false, (source, scores, ends, out, head_dim));
+                let second = panel.add(PAGE_TOKENS * width).cast_const();
+                let pages = [panel.cast_const().cast(), second.cast()];
+                let source = Values { pages, stride: width, ahead: [None; 2] };
+                each_rows!(row of rows, width, mix, false, (row, source, scores, ends, out, head_dim));
             }
         }
     }
 }
 
-/// Sixteen halves to f32.
+/// Halves to f32, a multiple of sixteen of them.
 #[inline(always)]
-unsafe fn widen<L: Lanes>(from: *const u16, to: *mut f32) {
-    // SAFETY: the caller vouches for sixteen values on both sides.
-    unsafe {
-        L::load_f16(from).store(to);
-        L::load_f16(from.add(8)).store(to.add(8));
+unsafe fn widen<V: Vector>(from: *const u16, to: *mut f32, count: usize) {
+    for i in (0..count).step_by(V::LANES) {
+        // SAFETY: the caller vouches for `count` values on both sides.
+        unsafe { V::load_f16(from.add(i)).store(to.add(i)) };
     }
 }
 
-/// Eight values from halves or from f32.
+/// A vector of halves or of f32.
 #[inline(always)]
-unsafe fn load<L: Lanes, const HALF: bool>(from: *const u8, index: usize) -> L {
-    // SAFETY: the caller vouches for eight values from `index` on.
+unsafe fn load<V: Vector, const HALF: bool>(from: *const u8, index: usize) -> V {
+    // SAFETY: the caller vouches for the values from `index` on.
     unsafe {
-        if HALF { L::load_f16(from.cast::<u16>().add(index)) } else { L::load(from.cast::<f32>().add(index)) }
+        if HALF { V::load_f16(from.cast::<u16>().add(index)) } else { V::load(from.cast::<f32>().add(index)) }
     }
 }
 
-/// Adds the products of `M` single values with the `8 W` from `index` on. Sixteen registers hold it all if the shorter
+/// Adds the products of `M` single values with the `W` vectors from `index` on. The registers hold it all if the shorter
 /// side is kept while the longer one passes by.
 #[inline(always)]
-unsafe fn outer<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
+unsafe fn outer<V: Vector, const M: usize, const W: usize, const HALF: bool>(
     single: [*const f32; M],
     mut from: *const u8,
     index: usize,
-    sums: &mut [[L; W]; M],
+    sums: &mut [[V; W]; M],
 ) {
     // SAFETY: the callers keep both sides within bounds.
     unsafe {
         if M < W {
-            let single: [L; M] = single.map(|at| L::splat(*at));
+            let single: [V; M] = single.map(|at| V::splat(*at));
             for w in 0..W {
-                let eight = load::<L, HALF>(from, index + 8 * w);
+                let many = load::<V, HALF>(from, index + V::LANES * w);
                 for m in 0..M {
-                    sums[m][w] = single[m].fma(eight, sums[m][w]);
+                    sums[m][w] = single[m].fma(many, sums[m][w]);
                     from = sums[m][w].before(from);
                 }
             }
         } else {
-            let eights: [L; W] = std::array::from_fn(|w| load::<L, HALF>(from, index + 8 * w));
+            let many: [V; W] = std::array::from_fn(|w| load::<V, HALF>(from, index + V::LANES * w));
             for m in 0..M {
-                let single = L::splat(*single[m]);
+                let single = V::splat(*single[m]);
                 for w in 0..W {
-                    sums[m][w] = single.fma(eights[w], sums[m][w]);
+                    sums[m][w] = single.fma(many[w], sums[m][w]);
                 }
             }
         }
     }
 }
 
-/// Scores of `M` rows with `8 W` keys: for each the products of ascending elements, summed one by one. Meanwhile what
-/// lies `ahead` is asked for: with few rows memory is what limits, and what the CPU fetches by itself ends with each page.
+/// Scores of `M` rows with the keys of `W` vectors: for each the products of ascending elements, summed one by one. What lies
+/// `ahead` is asked for, a line for each element.
 #[inline(always)]
-unsafe fn score<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
+unsafe fn score<V: Vector, const M: usize, const W: usize, const HALF: bool>(
     row: usize,
     queries: &Queries,
     keys: *const u8,
@@ -463,33 +468,36 @@ unsafe fn score<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
     // SAFETY: the callers keep rows and keys within bounds.
     unsafe {
         let q: [*const f32; M] = std::array::from_fn(|m| queries.row(row + m));
-        let mut sums = [[L::splat(0.0); W]; M];
+        let mut sums = [[V::splat(0.0); W]; M];
         for d in 0..queries.head_dim {
             if let Some(ahead) = ahead {
-                prefetch(ahead.wrapping_add(d * PAGE_TOKENS));
-                prefetch(ahead.wrapping_add(d * PAGE_TOKENS + PAGE_TOKENS / 2));
+                prefetch(ahead.wrapping_add(d * LINE));
             }
             let q: [*const f32; M] = std::array::from_fn(|m| q[m].add(d));
-            outer::<L, M, W, HALF>(q, keys, d * stride, &mut sums);
+            outer::<V, M, W, HALF>(q, keys, d * stride, &mut sums);
         }
         for m in 0..M {
             for w in 0..W {
-                sums[m][w].store(out.add((row + m) * BLOCK_KEYS + 8 * w));
+                sums[m][w].store(out.add((row + m) * BLOCK_KEYS + V::LANES * w));
             }
         }
     }
 }
 
-/// Where the values of a block's two pages start, and the elements from key to key.
+/// Where the values of a block's two pages start, the elements from key to key, and what lies ahead.
 #[derive(Clone, Copy)]
 struct Values {
     pages: [*const u8; 2],
     stride: usize,
+    ahead: [Option<*const u16>; 2],
 }
 
-/// `8 W` columns of weighted values for `M` rows, keys ascending.
+/// Halves in a cache line.
+const LINE: usize = 32;
+
+/// `W` vectors of weighted values for `M` rows, keys ascending.
 #[inline(always)]
-unsafe fn mix<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
+unsafe fn mix<V: Vector, const M: usize, const W: usize, const HALF: bool>(
     row: usize,
     values: Values,
     scores: *const f32,
@@ -500,18 +508,21 @@ unsafe fn mix<L: Lanes, const M: usize, const W: usize, const HALF: bool>(
     // SAFETY: the callers keep rows, keys and columns within bounds.
     unsafe {
         let scores = scores.add(row * BLOCK_KEYS);
-        let mut sums = [[L::splat(0.0); W]; M];
+        let mut sums = [[V::splat(0.0); W]; M];
         for page in 0..2 {
             let first = page * PAGE_TOKENS;
             for key in low.max(first)..high.min(first + PAGE_TOKENS) {
+                if let Some(ahead) = values.ahead[page] {
+                    prefetch(ahead.wrapping_add((key - first) * LINE));
+                }
                 let at = (key - first) * values.stride;
                 let weights: [*const f32; M] = std::array::from_fn(|m| scores.add(m * BLOCK_KEYS + key));
-                outer::<L, M, W, HALF>(weights, values.pages[page], at, &mut sums);
+                outer::<V, M, W, HALF>(weights, values.pages[page], at, &mut sums);
             }
         }
         for m in 0..M {
             for w in 0..W {
-                sums[m][w].store(out.add((row + m) * head_dim + 8 * w));
+                sums[m][w].store(out.add((row + m) * head_dim + V::LANES * w));
             }
         }
     }

@@ -96,6 +96,58 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
+/// As many f32 values as a register holds, for kernels that work on each lane alone and on all of a row's lanes alike.
+pub(crate) trait Vector: Copy {
+    /// Values.
+    const LANES: usize;
+    fn splat(value: f32) -> Self;
+    /// # Safety
+    /// As many values must be readable at `from`.
+    unsafe fn load(from: *const f32) -> Self;
+    /// Halves, as bits.
+    /// # Safety
+    /// As many values must be readable at `from`.
+    unsafe fn load_f16(from: *const u16) -> Self;
+    /// # Safety
+    /// As many values must be writable at `to`.
+    unsafe fn store(self, to: *mut f32);
+    /// `self * factor + addend`, rounded once.
+    fn fma(self, factor: Self, addend: Self) -> Self;
+    /// [`Lanes::before`].
+    fn before<T>(self, pointer: *const T) -> *const T;
+}
+
+impl<L: Lanes> Vector for L {
+    const LANES: usize = 8;
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        L::splat(value)
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: by this function's contract.
+        unsafe { L::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: by this function's contract.
+        unsafe { L::load_f16(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: by this function's contract.
+        unsafe { L::store(self, to) }
+    }
+    #[inline(always)]
+    fn fma(self, factor: Self, addend: Self) -> Self {
+        L::fma(self, factor, addend)
+    }
+    #[inline(always)]
+    fn before<T>(self, pointer: *const T) -> *const T {
+        L::before(self, pointer)
+    }
+}
+
 /// The reference.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain8([f32; 8]);
@@ -395,6 +447,47 @@ pub(crate) mod avx2 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512 {
+    use super::Vector;
+    use std::arch::x86_64::*;
+
+    /// Sixteen lanes in one register. Only used inside functions compiled for AVX-512 F.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx16(__m512);
+
+    // Every block below runs on a CPU with the instructions: the type is reached through an `Avx512Vnni` token only.
+    #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all: see the line above")]
+    impl Vector for Avx16 {
+        const LANES: usize = 16;
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            unsafe { Self(_mm512_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm512_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> Self {
+            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        fn fma(self, factor: Self, addend: Self) -> Self {
+            unsafe { Self(_mm512_fmadd_ps(self.0, factor.0, addend.0)) }
+        }
+        #[inline(always)]
+        fn before<T>(self, pointer: *const T) -> *const T {
+            // There are registers enough for loads that are pulled ahead.
+            pointer
+        }
+    }
+}
+
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon {
     use super::Lanes;
@@ -529,6 +622,12 @@ pub(crate) trait Kernel {
     fn run<L: Lanes>(self) -> Self::Output;
 }
 
+/// A [`Kernel`] that uses wider registers too, where there are some.
+pub(crate) trait WideKernel {
+    /// Runs with the lanes and the registers of some instruction set.
+    fn run<L: Lanes, V: Vector>(self);
+}
+
 /// Asks for a cache line, into the second-level cache. A hint: no address can make it fail.
 #[inline(always)]
 pub(crate) fn prefetch<T>(at: *const T) {
@@ -536,6 +635,18 @@ pub(crate) fn prefetch<T>(at: *const T) {
     // SAFETY: the instruction is part of every x86-64 and faults on no address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Asks for a cache line to write to, which another thread may have read. A hint: no address can make it fail.
+#[inline(always)]
+pub(crate) fn prefetch_to_write<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 takes the instruction, some as none, and it faults on no address.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -559,6 +670,33 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     }
     let _ = isa;
     kernel.run::<Plain8>()
+}
+
+/// Runs a kernel on an instruction set with its widest registers.
+#[inline]
+pub(crate) fn dispatch_wide<K: WideKernel>(isa: Isa, kernel: K) {
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Avx512Vnni(_) = isa {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f")]
+        unsafe fn with_avx512<K: WideKernel>(kernel: K) {
+            kernel.run::<avx2::Avx8, avx512::Avx16>();
+        }
+        // SAFETY: the token proves the instructions.
+        return unsafe { with_avx512(kernel) };
+    }
+    dispatch(isa, Narrow(kernel));
+}
+
+/// A kernel on one kind of registers.
+struct Narrow<K>(K);
+
+impl<K: WideKernel> Kernel for Narrow<K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        self.0.run::<L, L>();
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! The attention phases of a block.
 #![allow(unsafe_code, reason = "threads write disjoint parts of shared buffers, separated by barriers")]
 
+use std::ops::Range;
+
 use super::rotate::Rotate;
 use super::step::Step;
 use super::types::Block;
 use super::workspace::{Local, QUERY_TOKENS, Segment};
 use crate::attention::{BLOCK_KEYS, PAGE_TOKENS, Pages, Queries, attend, attend_block, merge_blocks};
 use crate::math::RmsNorm;
-use crate::pool::Region;
+use crate::pool::{Region, Shares};
 use crate::simd::{Kernel, Lanes, dispatch};
 
 /// Attention of one block over the rows of a step.
@@ -33,9 +35,9 @@ impl Attending for Step<'_> {
             });
             return;
         }
-        region.for_chunks(self.rows, if single { 1 } else { 8 }, |range| {
-            for row in range {
-                (0..kv_heads).for_each(|head| self.append(local, block, layer, row, head));
+        region.for_chunks(self.rows * kv_heads, if single { 1 } else { 8 * kv_heads }, |range| {
+            for task in range {
+                self.append(local, block, layer, task / kv_heads, task % kv_heads);
             }
         });
         if single {
@@ -111,9 +113,10 @@ impl Step<'_> {
             // SAFETY: `prepare` made room for every block of every single row.
             unsafe { self.buffers.partials.add((index * kv_heads + head) * group * size) }
         };
-        // A few blocks at a time: one takes microseconds.
-        let grain = (parts * kv_heads / (region.threads() * 4)).clamp(1, 8);
-        region.for_chunks(parts * kv_heads, grain, |range| {
+        // Each block asks for the next one, so threads have long runs of them first, and short ones to end together.
+        let items = parts * kv_heads;
+        let shares = Shares { items, first: items / region.threads() / 2, grain: 2 };
+        let run = |range: Range<usize>| {
             for task in range {
                 // Blocks of one head follow each other, as they do in memory.
                 let (head, mut index) = (task / parts, task % parts);
@@ -130,21 +133,20 @@ impl Step<'_> {
                     index -= blocks.len();
                 }
             }
-        });
-        region.for_chunks(self.rows * kv_heads, 1, |range| {
+        };
+        region.share(shares, run, || false);
+        region.for_chunks(self.rows * kv_heads * group, 1, |range| {
             for task in range {
-                let (row, head) = (task / kv_heads, task % kv_heads);
+                let (row, head, member) = (task / group / kv_heads, task / group % kv_heads, task % group);
                 let blocks = |row: usize| self.queries(block, &self.segments[row], head, 0, 1).blocks().len();
                 let before: usize = (0..row).map(blocks).sum();
                 let queries = self.queries(block, &self.segments[row], head, 0, 1);
-                for member in 0..group {
-                    // SAFETY: all parts are complete since the last barrier; the result is this task's.
-                    unsafe {
-                        let first = part(before, head).add(member * size);
-                        let stride = kv_heads * group * size;
-                        let out = queries.out.add(member * head_dim);
-                        merge_blocks(self.isa, first, stride, blocks(row), head_dim, out);
-                    }
+                // SAFETY: all parts are complete since the last barrier; the result is this task's.
+                unsafe {
+                    let first = part(before, head).add(member * size);
+                    let stride = kv_heads * group * size;
+                    let out = queries.out.add(member * head_dim);
+                    merge_blocks(self.isa, first, stride, blocks(row), head_dim, out);
                 }
             }
         });

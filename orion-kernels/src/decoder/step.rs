@@ -15,7 +15,7 @@ use crate::gemm::{Rows, tile_product};
 use crate::isa::Isa;
 use crate::math::{RmsNorm, Sum, activate_rows, soft_cap};
 use crate::pool::{Region, Shares};
-use crate::simd::{dispatch, prefetch};
+use crate::simd::{dispatch, prefetch, prefetch_to_write};
 use crate::tiles::{PackedMatrix, TILE_ROWS};
 
 impl Workspace {
@@ -340,10 +340,7 @@ impl Step<'_> {
             };
             self.product(local, &input, projections[which], tile, 0);
             let width = projections[which].matrix.rows();
-            self.each_row(local, tile, width, |row, columns, values| {
-                // SAFETY: this thread has the tile, so these columns of every row are its own.
-                unsafe { copy(values, targets[which].add(row * width + columns)) }
-            });
+            self.each_row(local, tile, width, targets[which], false);
         });
         self.attend(region, local, block, layer);
         let lowering = Lowering {
@@ -376,10 +373,7 @@ impl Step<'_> {
             let [gate, up] = &mut local.tiles;
             let values = input.rows * TILE_ROWS;
             activate_rows(self.isa, self.shape.activation, &mut gate[..values], Some(&up[..values]));
-            self.each_row(local, tile, width, |row, columns, values| {
-                // SAFETY: this thread has the tile, so these columns of every row are its own.
-                unsafe { copy(values, self.buffers.h.add(row * width + columns)) }
-            });
+            self.each_row(local, tile, width, self.buffers.h, false);
         });
         let lowering = Lowering {
             projection: &block.down,
@@ -398,13 +392,7 @@ impl Step<'_> {
         let to = if normed { self.buffers.y } else { self.buffers.x[residual.current] };
         self.tiles(region, projection.matrix.tiles(), input.rows, next, |tile| {
             self.product(local, &input, projection, tile, 0);
-            self.each_row(local, tile, width, |row, columns, values| {
-                // SAFETY: this thread has the tile, so these columns of every row are its own.
-                unsafe {
-                    let to = to.add(row * width + columns);
-                    if normed { copy(values, to) } else { add(values, to) }
-                }
-            });
+            self.each_row(local, tile, width, to, !normed);
         });
         residual.pending = normed;
     }
@@ -475,10 +463,26 @@ impl Step<'_> {
         let (float, stride) = match source {
             Source::Plain(from, width) => (from, width),
             Source::Residual { .. } if alone => (local.rows.as_mut_ptr().cast_const(), hidden),
-            Source::Residual { .. } => (self.buffers.normed.cast_const(), hidden),
+            Source::Residual { .. } if forms.float => (self.buffers.normed.cast_const(), hidden),
+            // Nobody reads it but who quantises it.
+            Source::Residual { .. } => (local.rows.as_mut_ptr().cast_const(), 0),
+        };
+        let width = match source {
+            Source::Plain(_, width) => width,
+            Source::Residual { .. } => hidden,
         };
         let mut prepare = |index: usize| {
             let row = listed.map_or(index, |listed| listed[index]);
+            if !alone {
+                // SAFETY: there are as many rows.
+                let [small, large] = quantised.map(|rows| unsafe { rows.at(index) });
+                if forms.small {
+                    small.expect(ActKind::Block32, width);
+                }
+                if forms.large {
+                    large.expect(ActKind::Block256, width);
+                }
+            }
             // SAFETY: the row is this thread's, or all it writes to is, except for the residual, which thread 0 writes
             // and nobody reads in this phase.
             unsafe {
@@ -487,7 +491,7 @@ impl Step<'_> {
                     Source::Residual { norm, pending, current } => {
                         let write = !alone || region.thread() == 0;
                         let x = self.settle(local.residual.as_mut_ptr(), row, pending, current, write);
-                        let out = float.cast_mut().add(index * hidden);
+                        let out = float.cast_mut().add(index * stride);
                         let eps = self.shape.norm_eps;
                         dispatch(self.isa, RmsNorm { x, weight: norm.as_ptr(), eps, out, len: hidden });
                         std::slice::from_raw_parts(out.cast_const(), hidden)
@@ -563,15 +567,22 @@ impl Step<'_> {
         unsafe { tile_product(self.isa, matrix, tile, rows, input.rows, &mut local.panel, out) }
     }
 
-    /// Calls `body` with row, first column and values of the tile's result.
-    fn each_row(&self, local: &Local, tile: usize, width: usize, body: impl Fn(usize, usize, &[f32])) {
+    /// Copies the tile's results to their columns of `to`, which is `width` wide, or adds them to what is there.
+    fn each_row(&self, local: &Local, tile: usize, width: usize, to: *mut f32, adds: bool) {
         let columns = tile * TILE_ROWS;
         let values = TILE_ROWS.min(width - columns);
         for row in 0..self.rows {
-            body(row, columns, &local.tiles[0][row * TILE_ROWS..][..values]);
+            let to = to.wrapping_add(row * width + columns);
+            prefetch_to_write(to.wrapping_add(ROWS_AHEAD * width));
+            let values = &local.tiles[0][row * TILE_ROWS..][..values];
+            // SAFETY: this thread has the tile, so these columns of every row are its own.
+            unsafe { if adds { add(values, to) } else { copy(values, to) } }
         }
     }
 }
+
+/// Rows whose lines are asked for before their turn: each is another line, that another thread has read.
+const ROWS_AHEAD: usize = 12;
 
 /// How tiles are shared out: half of them beforehand, the rest in enough chunks that a slower thread can take fewer. With many
 /// rows a tile is long enough by itself.
@@ -627,20 +638,28 @@ impl Ahead {
     }
 }
 
-/// Copies a row of a tile's results, which is whole but for the matrix's last tile.
+/// Copies a row of a tile's results.
 #[inline(always)]
 unsafe fn copy(values: &[f32], to: *mut f32) {
     // SAFETY: the caller vouches for the target.
     unsafe {
         match <&[f32; TILE_ROWS]>::try_from(values) {
-            // Of a length known beforehand this takes no call.
+            // All but the matrix's last tile are whole, and of a length known beforehand this takes no call.
             Ok(whole) => to.cast::<[f32; TILE_ROWS]>().write_unaligned(*whole),
             Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
         }
     }
 }
 
+/// [`copy`], added to what is there.
+#[inline(always)]
 unsafe fn add(values: &[f32], to: *mut f32) {
     // SAFETY: the caller vouches for the target.
-    values.iter().enumerate().for_each(|(i, value)| unsafe { *to.add(i) += value });
+    unsafe {
+        let to = std::slice::from_raw_parts_mut(to, values.len());
+        match (<&[f32; TILE_ROWS]>::try_from(values), <&mut [f32; TILE_ROWS]>::try_from(&mut *to)) {
+            (Ok(values), Ok(to)) => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
+            _ => to.iter_mut().zip(values).for_each(|(to, value)| *to += value),
+        }
+    }
 }

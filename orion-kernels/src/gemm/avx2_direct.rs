@@ -1,8 +1,4 @@
-//! The integer product for AVX2 with few rows: weights go from the tile to registers, without a panel.
-//!
-//! With one or two rows memory is what limits, and every instruction that does not load weights delays the next load;
-//! with a few more, filling a panel would take as long as the products. The sums and float operations are those of the
-//! panel's kernel.
+//! The integer product for AVX2 with few rows, straight from the tile.
 #![allow(unsafe_code, reason = "intrinsics")]
 
 use std::arch::x86_64::*;
@@ -10,162 +6,13 @@ use std::arch::x86_64::*;
 use orion_core::TensorType;
 
 use super::avx2::{keep, opaque};
+use super::direct::{Direct, fetch};
 use super::kind::{self, Kind};
 use crate::activations::QuantView;
-use crate::simd::prefetch;
 use crate::tiles::TILE_ROWS;
 
-/// How a type's quants, scales and minima are taken from a block of a tile.
-trait Direct: Kind {
-    /// Bytes of a block's quants, of its integer scales, and of the whole block.
-    const QUANTS: usize;
-    const BYTES: usize;
-    /// What integer minima are multiplied with, as a shift (offsets of symmetric types).
-    const SHIFT: i32 = 0;
-    /// Scale and minimum of a sub-block share a byte (Q2_K alone).
-    const SHARED_BYTE: bool = Self::QUANTS == 1024;
-
-    /// Groups that share lines of a bit plane: a part of the block.
-    const PART: usize;
-
-    /// Four columns of eight rows, one byte each: group `group` of part `part`. `group` and `half` are constants where
-    /// it is called, so a line that several groups share is loaded once.
-    ///
-    /// # Safety
-    /// A block must be readable at `block`; the CPU has AVX2.
-    unsafe fn quants(block: *const u8, part: usize, group: usize, half: usize) -> __m256i;
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn line(block: *const u8, index: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe { _mm256_loadu_si256(block.add(index * 64 + half * 32).cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn low(v: __m256i) -> __m256i {
-    _mm256_and_si256(v, _mm256_set1_epi8(15))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn high(v: __m256i) -> __m256i {
-    _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15))
-}
-
-/// Bits from `at` on of every byte, moved to `to` and masked. Both are constants where it is called.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn bits(v: __m256i, at: usize, to: usize, mask: i8) -> __m256i {
-    let count = |by: usize| _mm_cvtsi32_si128(by as i32);
-    let moved =
-        if at > to { _mm256_srl_epi16(v, count(at - to)) } else { _mm256_sll_epi16(v, count(to - at)) };
-    _mm256_and_si256(moved, _mm256_set1_epi8(mask))
-}
-
-/// Bit `at` of every byte, moved to bit `TO`.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn bit<const TO: i32>(v: __m256i, at: usize) -> __m256i {
-    let count = _mm_cvtsi32_si128(at as i32);
-    _mm256_slli_epi16::<TO>(_mm256_and_si256(_mm256_srl_epi16(v, count), _mm256_set1_epi8(1)))
-}
-
-/// Implements [`Direct`] by an expression over block, part, group and half.
-macro_rules! direct {
-    ($($kind:ident: $quants:expr, $bytes:expr, $part:expr, $shift:expr, |$b:ident, $p:ident, $g:ident, $h:ident| $body:expr;)*) => {
-        $(
-            impl Direct for kind::$kind {
-                const QUANTS: usize = $quants;
-                const BYTES: usize = $bytes;
-                const PART: usize = $part;
-                const SHIFT: i32 = $shift;
-                #[inline(always)]
-                unsafe fn quants($b: *const u8, $p: usize, $g: usize, $h: usize) -> __m256i {
-                    // SAFETY: by this function's contract.
-                    unsafe { $body }
-                }
-            }
-        )*
-    };
-}
-
-#[inline(always)]
-unsafe fn nibble(block: *const u8, group: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe {
-        let from = line(block, group % 4, half);
-        if group < 4 { low(from) } else { high(from) }
-    }
-}
-
-#[inline(always)]
-unsafe fn five(block: *const u8, group: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe { _mm256_or_si256(nibble(block, group, half), bits(line(block, 4, half), group, 4, 16)) }
-}
-
-/// Q4_K and Q5_K.
-#[inline(always)]
-unsafe fn k_nibble(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe {
-        let from = line(block, part * 8 + group % 8, half);
-        if group < 8 { low(from) } else { high(from) }
-    }
-}
-
-#[inline(always)]
-unsafe fn k_five(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe {
-        let fifth = bit::<4>(line(block, 32 + group % 8, half), part * 2 + group / 8);
-        _mm256_or_si256(k_nibble(block, part, group, half), fifth)
-    }
-}
-
-/// Q2_K and Q3_K.
-#[inline(always)]
-unsafe fn crumb(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe { bits(line(block, part * 8 + group % 8, half), group / 8 * 2, 0, 3) }
-}
-
-#[inline(always)]
-unsafe fn three(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
-    // SAFETY: the callers stay within the block.
-    unsafe {
-        let third = bit::<2>(line(block, 16 + group % 8, half), part * 4 + group / 8);
-        _mm256_or_si256(crumb(block, part, group, half), third)
-    }
-}
-
-#[inline(always)]
-unsafe fn six(block: *const u8, part: usize, group: usize, half: usize) -> __m256i {
-    let quarter = group / 8;
-    // SAFETY: the callers stay within the block.
-    unsafe {
-        let from = line(block, part * 16 + quarter % 2 * 8 + group % 8, half);
-        let upper = line(block, 32 + part * 8 + group % 8, half);
-        let lower = if quarter < 2 { low(from) } else { high(from) };
-        _mm256_or_si256(lower, bits(upper, quarter * 2, 4, 48))
-    }
-}
-
-direct! {
-    Q4_0: 256, 288, 8, 0, |b, _p, g, h| nibble(b, g, h);
-    Q4_1: 256, 320, 8, 0, |b, _p, g, h| nibble(b, g, h);
-    Q5_0: 320, 352, 8, 0, |b, _p, g, h| five(b, g, h);
-    Q5_1: 320, 384, 8, 0, |b, _p, g, h| five(b, g, h);
-    Q8_0: 512, 544, 8, 0, |b, _p, g, h| line(b, g, h);
-    Q2K: 1024, 1344, 32, 0, |b, p, g, h| crumb(b, p, g, h);
-    Q3K: 1536, 1824, 32, 2, |b, p, g, h| three(b, p, g, h);
-    Q4K: 2048, 2368, 16, 0, |b, p, g, h| k_nibble(b, p, g, h);
-    Q5K: 2560, 2880, 16, 0, |b, p, g, h| k_five(b, p, g, h);
-    Q6K: 3072, 3360, 32, 5, |b, p, g, h| six(b, p, g, h);
-}
+/// Rows up to which unpacking weights anew for every few of them beats a panel.
+pub(super) const ROWS: usize = 12;
 
 /// Writes one tile's products with `rows` rows to `out`, `[rows][16]`, up to four rows at a time.
 ///
@@ -339,21 +186,6 @@ unsafe fn stream<K: Direct, const M: usize>(
     M
 }
 
-/// How far ahead of the products weights are asked for: into the second-level cache, from where they come in time and
-/// where they push out nothing that is in use. What the CPU fetches by itself ends with each page.
-const AHEAD: usize = 8192;
-
-/// Asks for the weights that follow, as many as one part of a block holds.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn fetch<K: Direct>(block: *const u8, part: usize) {
-    let share = K::BYTES / (K::GROUPS / K::PART);
-    let from = block.wrapping_add(AHEAD + part * share);
-    for line in 0..share.div_ceil(64) {
-        prefetch(from.wrapping_add(line * 64));
-    }
-}
-
 /// The 16-bit sums of the part's groups `RUN * DEPTH..`.
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -370,7 +202,8 @@ unsafe fn short_sums<K: Direct, const M: usize, const RUN: usize>(
                 let group = RUN * K::DEPTH + $depth;
                 // SAFETY: the group lies within block and row.
                 unsafe {
-                    let w = [K::quants(block, part, group, 0), K::quants(block, part, group, 1)];
+                    let w: [__m256i; 2] =
+                        [K::quants(block, part, group, 0), K::quants(block, part, group, 32)];
                     let magnitude = if K::SIGNED { [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])] } else { w };
                     for m in 0..M {
                         let at = x[m].add(4 * (part * K::PART + group));

@@ -1,7 +1,7 @@
 //! Products of packed weights with rows of activations.
 //!
-//! A tile's panel is unpacked once and swept by the rows, six at a time; with AVX2 up to twelve rows take the
-//! weights straight from the tile. For every output the float operations and their order are the same in all of them and
+//! A tile's panel is unpacked once and swept by the rows, six or eight at a time; on x86 a few rows take the weights
+//! straight from the tile. For every output the float operations and their order are the same in all of them and
 //! on every instruction set: blocks ascending, in each block the exact integer sum, converted, times the product of
 //! both scales, then the minimum's term. So results are bit-identical for any batch and number of threads.
 
@@ -9,6 +9,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_direct;
+#[cfg(target_arch = "x86_64")]
+mod direct;
 mod float;
 pub(crate) mod fours;
 mod kind;
@@ -17,6 +19,8 @@ mod neon;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod vnni_direct;
 
 use orion_core::TensorType;
 
@@ -26,10 +30,6 @@ use crate::tiles::{CHUNK, PackedMatrix, Panel, TILE_ROWS};
 
 /// Columns per panel when there are few rows: small enough that reading memory and computing overlap.
 const SHORT_CHUNK: usize = 256;
-
-/// Rows up to which unpacking the weights anew for every few of them beats a panel.
-#[cfg(target_arch = "x86_64")]
-const DIRECT_ROWS: usize = 12;
 
 /// Activations as a product takes them.
 #[derive(Clone, Copy)]
@@ -55,11 +55,20 @@ pub(crate) unsafe fn tile_product(
 ) {
     assert!(out.len() >= rows * TILE_ROWS, "room for the tile's results");
     #[cfg(target_arch = "x86_64")]
-    if let (1..=DIRECT_ROWS, Some(_), Rows::Quantised(view)) = (rows, isa.avx2(), input) {
-        let (ty, bytes, cols) = (matrix.ty(), matrix.tile(tile), matrix.cols());
-        // SAFETY: by this function's contract, and the token proves the instructions.
-        unsafe { avx2_direct::product(ty, bytes, cols, view, rows, out.as_mut_ptr()) };
-        return;
+    if let Rows::Quantised(view) = input {
+        let (ty, bytes, cols, out) = (matrix.ty(), matrix.tile(tile), matrix.cols(), out.as_mut_ptr());
+        // SAFETY: by this function's contract, and the tokens prove the instructions.
+        unsafe {
+            match isa {
+                Isa::Avx512Vnni(_) if rows <= vnni_direct::ROWS => {
+                    return vnni_direct::product(ty, bytes, cols, view, rows, out);
+                }
+                _ if rows <= avx2_direct::ROWS && isa.avx2().is_some() => {
+                    return avx2_direct::product(ty, bytes, cols, view, rows, out);
+                }
+                _ => {}
+            }
+        }
     }
     out[..rows * TILE_ROWS].fill(0.0);
     let chunk = if rows <= 2 { SHORT_CHUNK } else { CHUNK };

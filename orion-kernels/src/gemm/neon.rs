@@ -41,10 +41,11 @@ impl Lanes16 for Quads {
         std::array::from_fn(|at| unsafe { sdot(sum[at], weights[at], activations[at]) })
     }
     #[inline(always)]
-    unsafe fn pairs(a: Self::Int, b: Self::Int) -> Self::Int {
+    unsafe fn pairs(sum: Self::Int, a: Self::Int, b: Self::Int) -> Self::Int {
         std::array::from_fn(|at| unsafe {
             let (a, b) = (vreinterpretq_s16_s32(a[at]), vreinterpretq_s16_s32(b[at]));
-            vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b))
+            let products = vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+            vaddq_s32(sum[at], products)
         })
     }
     #[inline(always)]

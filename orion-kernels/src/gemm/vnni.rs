@@ -42,8 +42,8 @@ impl Lanes16 for Wide {
         unsafe { _mm512_dpbusd_epi32(sum, unsigned, signed) }
     }
     #[inline(always)]
-    unsafe fn pairs(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_madd_epi16(a, b) }
+    unsafe fn pairs(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
     }
     #[inline(always)]
     unsafe fn upper(v: __m512i) -> __m512i {
@@ -146,8 +146,9 @@ macro_rules! halves {
                 [half(0), half(1)]
             }
             #[inline(always)]
-            unsafe fn pairs(a: Self::Int, b: Self::Int) -> Self::Int {
-                unsafe { [_mm256_madd_epi16(a[0], b[0]), _mm256_madd_epi16(a[1], b[1])] }
+            unsafe fn pairs(sum: Self::Int, a: Self::Int, b: Self::Int) -> Self::Int {
+                let half = |at: usize| unsafe { _mm256_add_epi32(sum[at], _mm256_madd_epi16(a[at], b[at])) };
+                [half(0), half(1)]
             }
             #[inline(always)]
             unsafe fn upper(v: Self::Int) -> Self::Int {

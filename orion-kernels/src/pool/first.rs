@@ -7,6 +7,7 @@
 use std::cell::{Cell, UnsafeCell};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::yield_now;
 
 use orion_core::{Error, ErrorKind, Result};
 
@@ -57,7 +58,7 @@ impl First {
         unsafe { *self.task.get() = Some(task) };
         self.state.store(WANTED, Ordering::Release);
         let got = Cell::new(None);
-        self.waits.until(|| {
+        self.waits.asleep(|| {
             let over = || matches!(self.state.load(Ordering::Acquire), DONE | LOST);
             if over() {
                 return true;
@@ -105,6 +106,14 @@ impl First {
     pub(super) fn done(&self) {
         self.state.store(DONE, Ordering::Release);
         self.waits.wake();
+    }
+
+    /// Leaves the core to who waits for a task that is done, until it has noticed. The region's threads may have taken every
+    /// core, and it would get one at the scheduler's next tick, milliseconds later.
+    pub(super) fn let_through(&self) {
+        if self.state.load(Ordering::Relaxed) == DONE {
+            yield_now();
+        }
     }
 
     /// Said while the region's turn lasts: a task that it has not finished is lost.

@@ -363,6 +363,7 @@ impl<'a> Region<'a> {
             self.shared.first.decide();
         }
         let first = &self.shared.first;
+        first.let_through();
         let Some(task) = first.decided() else { return };
         if self.thread == 0 {
             first.take();
@@ -373,6 +374,7 @@ impl<'a> Region<'a> {
         if self.thread == 0 {
             first.done();
         }
+        first.let_through();
     }
 
     /// Hands out `0..items` in chunks of at most `grain` to whichever thread asks, then meets at a barrier.

@@ -48,6 +48,12 @@ impl WaitPoint {
             }
             yield_now();
         }
+        self.asleep(done);
+        started.elapsed()
+    }
+
+    /// [`until`](Self::until) for who waits for threads that need every core: sleeps at once.
+    pub(super) fn asleep(&self, done: impl Fn() -> bool) {
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         // Pairs with the fence in `wake`: either this thread sees the change or the waker sees this sleeper.
         fence(Ordering::SeqCst);
@@ -57,7 +63,6 @@ impl WaitPoint {
         }
         drop(guard);
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
-        started.elapsed()
     }
 
     /// Wakes the sleepers. Costs one load when there is none.
