@@ -13,7 +13,7 @@ use orion_loader::Loader;
 use orion_logging::LoggingBuilder;
 use orion_registry::{LiveRegistry, Sources};
 use orion_resilience::{BreakerSettings, FallbackLimits, QueueSettings, RetryPolicy};
-use orion_runtime::{KvDirectory, RuntimeOptions};
+use orion_runtime::{KvDirectory, KvType, RuntimeOptions};
 
 use crate::engine::{Engine, Inner};
 use crate::flight::Watchers;
@@ -49,6 +49,7 @@ pub struct EngineBuilder {
     memory: Option<MemoryBudget>,
     parallel: usize,
     kv_tokens: Option<usize>,
+    kv_type: KvType,
     kv_directory: Option<KvDirectory>,
     queued_requests: u32,
     queued_tokens: u64,
@@ -84,6 +85,7 @@ impl EngineBuilder {
             memory: None,
             parallel: 8,
             kv_tokens: None,
+            kv_type: KvType::default(),
             kv_directory: None,
             queued_requests: 1024,
             queued_tokens: 4_000_000,
@@ -254,6 +256,14 @@ impl EngineBuilder {
         self
     }
 
+    /// What keys and values are kept as. Default: halves. Bytes take little more than half the memory; heads must be
+    /// multiples of 32, or a model does not load.
+    #[must_use]
+    pub fn kv_type(mut self, kv_type: KvType) -> Self {
+        self.kv_type = kv_type;
+        self
+    }
+
     /// Keys and values of beginnings that prompts share are kept in this directory, within these bytes, so that they outlive
     /// their model's eviction and this process. Default: they do not.
     #[must_use]
@@ -393,6 +403,7 @@ impl EngineBuilder {
                 options.max_batch = self.parallel;
                 options.queue = options.queue.max(2 * self.parallel);
                 options.kv_tokens = self.kv_tokens;
+                options.kv_type = self.kv_type;
                 options.kv_directory = self.kv_directory;
                 wire::runtime(options, self.threads, memory.limit())?
             }

@@ -95,8 +95,8 @@ impl Runtime for Local {
         if options.kv_tokens.is_none() {
             let config = DecoderConfig::from_header(weights.header())?;
             let context = config.context_length;
-            // Halves for keys and for values.
-            let bytes = 4 * config.layers.len() * config.kv_width();
+            let heads = config.layers.len() * config.kv_heads;
+            let bytes = heads * options.kv_type.position_bytes(config.head_dim);
             let fitting = usize::try_from(self.memory / 4).unwrap_or(usize::MAX) / bytes.max(1);
             let most = (4 * context).min(KV_TOKENS).min(fitting);
             options.kv_tokens = Some(most.max(context.min(KV_TOKENS)));

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use orion_core::TensorType as Ty;
 use orion_kernels::{
-    Activation, Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PAGE_TOKENS, PackedMatrix,
-    Projection, Rope, Stages, Workspace,
+    Activation, Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, KvType, PAGE_TOKENS,
+    PackedMatrix, Projection, Rope, Stages, Workspace,
 };
 
 struct Model {
@@ -33,6 +33,7 @@ fn models() -> Vec<Model> {
             attention_soft_cap: None,
             activation,
             rope_interleaved: true,
+            kv: KvType::F16,
         };
     let (silu, gelu) = (Activation::Silu, Activation::GeluTanh);
     vec![

@@ -1,6 +1,8 @@
-//! What the machine allows: `limits BYTES [THREADS]` prints how fast so many threads read a buffer of that size, in GB/s, and
-//! how many products of unsigned and signed bytes they add up, in 10^9 a second, both as medians of nine passes. Products
-//! are those of four-bit weights with the instructions that `ORION_ISA` names or the CPU has: with AVX2 in 16-bit sums.
+//! What the machine allows: `limits BYTES [THREADS] [TYPE:ROWSxCOLUMNS:COUNT ...]` prints how fast so many threads read a buffer
+//! of that size, in GB/s, and how many products of unsigned and signed bytes they add up, in 10^9 a second, both as medians of
+//! nine passes. Products are those of four-bit weights with the instructions that `ORION_ISA` names or the CPU has: with AVX2
+//! in 16-bit sums. With matrices it also prints how many products a second the kernels do when 512 rows of activations are
+//! quantised and multiplied with each of them, so often.
 #![allow(clippy::print_stdout, reason = "an example")]
 #![allow(unsafe_code, reason = "intrinsics")]
 
@@ -8,7 +10,8 @@ use std::hint::black_box;
 use std::thread;
 use std::time::Instant;
 
-use orion_kernels::Isa;
+use orion_core::TensorType;
+use orion_kernels::{ComputePool, Isa, LinearScratch, PackedMatrix, linear};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -35,8 +38,47 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         done as f64 / began.elapsed().as_secs_f64() / 1e9
     });
     let products = if products > 0.0 { format!("{products:.1}") } else { "null".into() };
-    println!("{{\"read_gb_s\": {read:.2}, \"products_g_s\": {products}}}");
+    let matrices: Vec<String> = arguments.collect();
+    let inside = match matrices.is_empty() {
+        true => String::new(),
+        false => format!(", \"matrices_g_s\": {:.1}", multiply_all(isa, threads, &matrices)?),
+    };
+    println!("{{\"read_gb_s\": {read:.2}, \"products_g_s\": {products}{inside}}}");
     Ok(())
+}
+
+/// 10^9 products a second over all matrices, each written `TYPE:ROWSxCOLUMNS:COUNT`, with 512 rows of activations.
+fn multiply_all(isa: Isa, threads: usize, matrices: &[String]) -> Result<f64, Box<dyn std::error::Error>> {
+    const TOKENS: usize = 512;
+    let pool = ComputePool::new(threads)?;
+    let (mut products, mut seconds) = (0.0, 0.0);
+    for matrix in matrices {
+        let [kind, shape, count] = matrix.split(':').collect::<Vec<_>>()[..] else {
+            return Err(format!("{matrix}: not TYPE:ROWSxCOLUMNS:COUNT").into());
+        };
+        let ty = TensorType::from_name(kind)
+            .filter(|ty| PackedMatrix::supports(*ty))
+            .ok_or_else(|| format!("{matrix}: unknown type"))?;
+        let (rows, columns) = shape.split_once('x').ok_or("a shape is ROWSxCOLUMNS")?;
+        let (rows, columns, count): (usize, usize, f64) = (rows.parse()?, columns.parse()?, count.parse()?);
+        // Scales whose exponents are clear of infinity.
+        let bytes: Vec<u8> = (0..rows * columns / ty.block_len() * ty.block_bytes())
+            .map(|i| ((i * 2_654_435_761) >> 13) as u8 & 0x3b)
+            .collect();
+        let packed = PackedMatrix::pack(&pool, ty, rows, columns, &bytes)?;
+        let input: Vec<f32> = (0..TOKENS * columns).map(|i| (i % 97) as f32 / 64.0 - 0.7).collect();
+        let mut scratch = LinearScratch::new(&pool, TOKENS, columns);
+        let mut out = vec![0.0; TOKENS * rows];
+        let work = (TOKENS * rows * columns) as f64 * 1e-9;
+        let rate = median(|| {
+            let began = Instant::now();
+            linear(&pool, isa, &packed, &input, &mut scratch, &mut out).expect("sizes fit");
+            work / began.elapsed().as_secs_f64()
+        });
+        products += count * work;
+        seconds += count * work / rate;
+    }
+    Ok(products / seconds)
 }
 
 /// Of nine, after one that is not counted.

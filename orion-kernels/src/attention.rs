@@ -5,10 +5,12 @@
 //! order. Prefill, decoding, any batch and any split of the context over threads so give the same bits.
 //!
 //! A page holds 64 positions. For each layer and head its keys lie as `[head_dim][64]`, so that eight positions meet
-//! one broadcast query element and no sum runs across lanes; values lie as `[64][head_dim]`. Both are halves.
+//! one broadcast query element and no sum runs across lanes; values lie as `[64][head_dim]`. Both are halves; or bytes,
+//! and scales as `[head_dim / 32][64]` behind each. A byte times its scale is exact, so it does not matter where that is done.
 #![allow(unsafe_code, reason = "pages and rows are shared between threads as pointers")]
 
 use crate::aligned::AlignedBuf;
+use crate::decoder::{KV_BLOCK, KvType};
 use crate::isa::Isa;
 use crate::math::{exp, exp1, tanh};
 use crate::simd::{Kernel, Lanes, Vector, WideKernel, dispatch, dispatch_wide, prefetch};
@@ -83,6 +85,7 @@ impl Queries {
 pub(crate) struct Pages<'a> {
     pub(crate) table: &'a [*mut u16],
     pub(crate) offset: usize,
+    pub(crate) kv: KvType,
 }
 
 impl Pages<'_> {
@@ -115,6 +118,8 @@ pub(crate) struct Scratch {
     sum: AlignedBuf<f32>,
     block_greatest: AlignedBuf<f32>,
     block_sum: AlignedBuf<f32>,
+    /// `[128]`: of the block's values, in the columns at hand.
+    scales: AlignedBuf<f32>,
 }
 
 impl Scratch {
@@ -129,6 +134,7 @@ impl Scratch {
             sum: AlignedBuf::zeroed(rows),
             block_greatest: AlignedBuf::zeroed(rows),
             block_sum: AlignedBuf::zeroed(rows),
+            scales: AlignedBuf::zeroed(BLOCK_KEYS),
         }
     }
 }
@@ -180,7 +186,7 @@ struct Whole<'a> {
 }
 
 impl WideKernel for Whole<'_> {
-        #[inline(always)]
+    #[inline(always)]
     fn run<L: Lanes, V: Vector>(self) {
         let Self { queries, pages, scratch } = self;
         let (rows, head_dim) = (queries.rows(), queries.head_dim);
@@ -190,7 +196,7 @@ impl WideKernel for Whole<'_> {
         scratch.sum[..rows].fill(0.0);
         for block in queries.blocks() {
             // SAFETY: the contract of `attend`.
-            unsafe { reduce_block::<L, V>(&queries, pages, block, scratch) };
+            unsafe { reduce::<L, V>(&queries, pages, block, scratch) };
             for row in 0..rows {
                 let (greatest, sum) = (scratch.block_greatest[row], scratch.block_sum[row]);
                 if sum == UNSEEN {
@@ -224,13 +230,13 @@ struct Part<'a> {
 }
 
 impl WideKernel for Part<'_> {
-        #[inline(always)]
+    #[inline(always)]
     fn run<L: Lanes, V: Vector>(self) {
         let Self { queries, pages, block, scratch, partial } = self;
         let head_dim = queries.head_dim;
         // SAFETY: the contract of `attend_block`.
         unsafe {
-            reduce_block::<L, V>(&queries, pages, block, scratch);
+            reduce::<L, V>(&queries, pages, block, scratch);
             for row in 0..queries.rows() {
                 let to = partial.add(row * (2 + head_dim));
                 to.write(scratch.block_greatest[row]);
@@ -302,21 +308,72 @@ unsafe fn divide<L: Lanes>(total: *const f32, sum: f32, out: *mut f32, head_dim:
     }
 }
 
+/// What a kernel takes keys or values from.
+trait Stored {
+    /// Whether they have scales.
+    const SCALED: bool;
+    /// 16-bit words to ask for ahead for each element of 32 keys or values.
+    const WORDS: usize = 0;
+    /// A vector from element `index` on.
+    ///
+    /// # Safety
+    /// As many elements must be readable.
+    unsafe fn load<V: Vector>(from: *const u8, index: usize, scale: V) -> V;
+}
+
+/// A panel.
+struct Floats;
+struct Halves;
+struct Bytes;
+
+impl Stored for Floats {
+    const SCALED: bool = false;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8, index: usize, _: V) -> V {
+        // SAFETY: by this function's contract.
+        unsafe { V::load(from.cast::<f32>().add(index)) }
+    }
+}
+
+impl Stored for Halves {
+    const SCALED: bool = false;
+    const WORDS: usize = 32;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8, index: usize, _: V) -> V {
+        // SAFETY: by this function's contract.
+        unsafe { V::load_f16(from.cast::<u16>().add(index)) }
+    }
+}
+
+impl Stored for Bytes {
+    const SCALED: bool = true;
+    const WORDS: usize = 16;
+    #[inline(always)]
+    unsafe fn load<V: Vector>(from: *const u8, index: usize, scale: V) -> V {
+        // SAFETY: by this function's contract.
+        unsafe { V::load_i8(from.cast::<i8>().add(index)).mul(scale) }
+    }
+}
+
 /// Runs a micro-kernel over rows of that many keys or columns, as many rows at a time as there are registers for.
 macro_rules! each_rows {
-    ($row:ident of $rows:expr, $width:expr, $kernel:ident, $half:tt, $args:tt) => {{
+    ($row:ident of $rows:expr, $width:expr, $kernel:ident, $vector:ident, $stored:ty, $args:tt) => {{
         let (rows, mut $row) = ($rows, 0);
-        match $width / V::LANES {
-            4 => each_rows!(@ $row, rows, $kernel, 4, $half, $args, [3 2 1]),
-            2 if V::LANES == 16 => each_rows!(@ $row, rows, $kernel, 2, $half, $args, [12 6 5 4 3 2 1]),
-            1 if V::LANES == 16 => each_rows!(@ $row, rows, $kernel, 1, $half, $args, [12 6 5 4 3 2 1]),
-            _ => each_rows!(@ $row, rows, $kernel, 2, $half, $args, [6 5 4 3 2 1]),
+        match $width / $vector::LANES {
+            4 => each_rows!(@ $row, rows, $kernel, $vector, 4, $stored, $args, [3 2 1]),
+            2 if $vector::LANES == 16 => {
+                each_rows!(@ $row, rows, $kernel, $vector, 2, $stored, $args, [12 6 5 4 3 2 1])
+            }
+            1 if $vector::LANES == 16 => {
+                each_rows!(@ $row, rows, $kernel, $vector, 1, $stored, $args, [12 6 5 4 3 2 1])
+            }
+            _ => each_rows!(@ $row, rows, $kernel, $vector, 2, $stored, $args, [6 5 4 3 2 1]),
         }
     }};
-    (@ $row:ident, $rows:ident, $kernel:ident, $width:tt, $half:tt, $args:tt, [$($most:tt)*]) => {
+    (@ $row:ident, $rows:ident, $kernel:ident, $vector:ident, $width:tt, $stored:ty, $args:tt, [$($most:tt)*]) => {
         {
             $(while $rows - $row >= $most {
-                $kernel::<V, $most, $width, $half> $args;
+                $kernel::<$vector, $most, $width, $stored> $args;
                 $row += $most;
             })*
         }
@@ -325,7 +382,25 @@ macro_rules! each_rows {
 
 /// Reduces one block for all rows: weighted values into `scratch.block`, greatest score and sum beside them.
 #[inline(always)]
-unsafe fn reduce_block<L: Lanes, V: Vector>(
+unsafe fn reduce<L: Lanes, V: Vector>(
+    queries: &Queries,
+    pages: Pages<'_>,
+    block: usize,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: passed on; the pages hold what they say.
+    unsafe {
+        match pages.kv {
+            KvType::F16 => reduce_block::<L, V, Halves>(queries, pages, block, scratch),
+            KvType::Q8 => reduce_block::<L, V, Bytes>(queries, pages, block, scratch),
+        }
+    }
+}
+
+/// With few rows halves are taken eight at a time: converting them takes as long as the products, and is no faster sixteen at a
+/// time.
+#[inline(always)]
+unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
     queries: &Queries,
     pages: Pages<'_>,
     block: usize,
@@ -344,22 +419,47 @@ unsafe fn reduce_block<L: Lanes, V: Vector>(
         true => [0, 1].map(|second| pages.part(block + 1, second)),
         false => [None; 2],
     };
+    // Where the values follow their keys, and in both the scales their bytes, in words.
+    let (values, scales) = (pages.kv.head_words(head_dim) / 2, head_dim * PAGE_TOKENS / 2);
+    if S::SCALED {
+        for part in ahead.into_iter().flatten() {
+            for line in (0..head_dim / KV_BLOCK * PAGE_TOKENS).step_by(32) {
+                prefetch(part.wrapping_add(scales + line));
+                prefetch(part.wrapping_add(values + scales + line));
+            }
+        }
+    }
     // Keys or values at a time.
     let width = if rows <= WIDE_ROWS || (V::LANES == 16 && rows >= PANEL_ROWS) { 32 } else { 16 };
     // SAFETY: here and in the block below: the contract of `attend`; the page of every key below `high` exists.
     unsafe {
         for strip in (low / width * width..high).step_by(width) {
-            let keys = pages.keys((base + strip) / PAGE_TOKENS).add(strip % PAGE_TOKENS).cast_const();
+            let (keys, at) = (pages.keys((base + strip) / PAGE_TOKENS).cast_const(), strip % PAGE_TOKENS);
+            let scales = keys.add(scales + at);
+            let keys = match S::SCALED {
+                true => keys.cast::<u8>().add(at),
+                false => keys.add(at).cast(),
+            };
             let out = scores.add(strip);
             if rows < PANEL_ROWS {
-                // One line for each element, over all strips the keys of the next block.
-                let half = strip % PAGE_TOKENS * head_dim;
+                // Something for each element, over all strips the keys of the next block.
+                let half = at * head_dim * S::WORDS / 32;
                 let ahead = ahead[strip / PAGE_TOKENS].map(|part| part.wrapping_add(half));
-                each_rows!(row of rows, width, score, true, (row, queries, keys.cast(), PAGE_TOKENS, ahead, out));
+                let args = Keys { from: keys, stride: PAGE_TOKENS, scales, ahead };
+                if S::SCALED {
+                    each_rows!(row of rows, width, score, V, S, (row, queries, args, out));
+                } else {
+                    each_rows!(row of rows, width, score, L, S, (row, queries, args, out));
+                }
             } else {
-                (0..head_dim)
-                    .for_each(|d| widen::<V>(keys.add(d * PAGE_TOKENS), panel.add(d * width), width));
-                each_rows!(row of rows, width, score, false, (row, queries, panel.cast_const().cast(), width, None, out));
+                for d in 0..head_dim {
+                    for i in (0..width).step_by(V::LANES) {
+                        let scale = scales_of::<V, S>(scales, d, i);
+                        S::load(keys, d * PAGE_TOKENS + i, scale).store(panel.add(d * width + i));
+                    }
+                }
+                let args = Keys { from: panel.cast_const().cast(), stride: width, scales, ahead: None };
+                each_rows!(row of rows, width, score, V, Floats, (row, queries, args, out));
             }
         }
     }
@@ -372,63 +472,73 @@ unsafe fn reduce_block<L: Lanes, V: Vector>(
     }
     let scores = scratch.scores.as_ptr();
     let result = scratch.block.as_mut_ptr();
+    let own_scales = scratch.scales.as_mut_ptr();
     // SAFETY: as above; a page's values follow its keys.
     unsafe {
-        let page = |key: usize| {
-            pages.keys((base + key.min(high - 1)) / PAGE_TOKENS).add(head_dim * PAGE_TOKENS).cast_const()
-        };
-        let (near, far) = (page(low.min(PAGE_TOKENS - 1)), page(PAGE_TOKENS));
+        let page = |key: usize| pages.keys((base + key.min(high - 1)) / PAGE_TOKENS).add(values).cast_const();
+        let both = [page(low.min(PAGE_TOKENS - 1)), page(PAGE_TOKENS)];
         let width = if head_dim.is_multiple_of(32) { width } else { 16 };
         let ends = (low, high);
         for column in (0..head_dim).step_by(width) {
             let out = result.add(column);
+            if S::SCALED {
+                for (second, page) in both.into_iter().enumerate() {
+                    for i in (0..PAGE_TOKENS).step_by(V::LANES) {
+                        let scale = scales_of::<V, S>(page.add(scales), column, i);
+                        scale.store(own_scales.add(second * PAGE_TOKENS + i));
+                    }
+                }
+            }
+            let starts = both.map(|page| match S::SCALED {
+                true => page.cast::<u8>().add(column),
+                false => page.add(column).cast(),
+            });
+            let scales = own_scales.cast_const();
             if rows < PANEL_ROWS {
-                // One line for each value, over all columns the values of the next block.
-                let first = head_dim * PAGE_TOKENS + column * PAGE_TOKENS;
+                // Something for each value, over all columns the values of the next block.
+                let first = values + column * 2 * S::WORDS;
                 let ahead = ahead.map(|part| part.map(|part| part.wrapping_add(first)));
-                let pages = [near.add(column).cast(), far.add(column).cast()];
-                let source = Values { pages, stride: head_dim, ahead };
-                each_rows!(row of rows, width, mix, true, (row, source, scores, ends, out, head_dim));
+                let source = Values { pages: starts, stride: head_dim, scales, ahead };
+                if S::SCALED {
+                    each_rows!(row of rows, width, mix, V, S, (row, source, scores, ends, out, head_dim));
+                } else {
+                    each_rows!(row of rows, width, mix, L, S, (row, source, scores, ends, out, head_dim));
+                }
             } else {
                 for key in low..high {
-                    let from = if key < PAGE_TOKENS { near } else { far };
-                    let from = from.add(key % PAGE_TOKENS * head_dim + column);
-                    widen::<V>(from, panel.add(key * width), width);
+                    let (from, scale) = (starts[key / PAGE_TOKENS], V::splat(*scales.add(key)));
+                    for i in (0..width).step_by(V::LANES) {
+                        let value = S::load(from, key % PAGE_TOKENS * head_dim + i, scale);
+                        value.store(panel.add(key * width + i));
+                    }
                 }
                 let second = panel.add(PAGE_TOKENS * width).cast_const();
                 let pages = [panel.cast_const().cast(), second.cast()];
-                let source = Values { pages, stride: width, ahead: [None; 2] };
-                each_rows!(row of rows, width, mix, false, (row, source, scores, ends, out, head_dim));
+                let source = Values { pages, stride: width, scales, ahead: [None; 2] };
+                each_rows!(row of rows, width, mix, V, Floats, (row, source, scores, ends, out, head_dim));
             }
         }
     }
 }
 
-/// Halves to f32, a multiple of sixteen of them.
+/// The scales of a vector of keys or values from the page's `first` on, at element `element`; zeroes if there are none.
 #[inline(always)]
-unsafe fn widen<V: Vector>(from: *const u16, to: *mut f32, count: usize) {
-    for i in (0..count).step_by(V::LANES) {
-        // SAFETY: the caller vouches for `count` values on both sides.
-        unsafe { V::load_f16(from.add(i)).store(to.add(i)) };
-    }
-}
-
-/// A vector of halves or of f32.
-#[inline(always)]
-unsafe fn load<V: Vector, const HALF: bool>(from: *const u8, index: usize) -> V {
-    // SAFETY: the caller vouches for the values from `index` on.
-    unsafe {
-        if HALF { V::load_f16(from.cast::<u16>().add(index)) } else { V::load(from.cast::<f32>().add(index)) }
+unsafe fn scales_of<V: Vector, S: Stored>(scales: *const u16, element: usize, first: usize) -> V {
+    match S::SCALED {
+        // SAFETY: the callers stay within the page.
+        true => unsafe { V::load_f16(scales.add(element / KV_BLOCK * PAGE_TOKENS + first)) },
+        false => V::splat(0.0),
     }
 }
 
 /// Adds the products of `M` single values with the `W` vectors from `index` on. The registers hold it all if the shorter
 /// side is kept while the longer one passes by.
 #[inline(always)]
-unsafe fn outer<V: Vector, const M: usize, const W: usize, const HALF: bool>(
+unsafe fn outer<V: Vector, const M: usize, const W: usize, S: Stored>(
     single: [*const f32; M],
     mut from: *const u8,
     index: usize,
+    scale: [V; W],
     sums: &mut [[V; W]; M],
 ) {
     // SAFETY: the callers keep both sides within bounds.
@@ -436,14 +546,14 @@ unsafe fn outer<V: Vector, const M: usize, const W: usize, const HALF: bool>(
         if M < W {
             let single: [V; M] = single.map(|at| V::splat(*at));
             for w in 0..W {
-                let many = load::<V, HALF>(from, index + V::LANES * w);
+                let many = S::load::<V>(from, index + V::LANES * w, scale[w]);
                 for m in 0..M {
                     sums[m][w] = single[m].fma(many, sums[m][w]);
                     from = sums[m][w].before(from);
                 }
             }
         } else {
-            let many: [V; W] = std::array::from_fn(|w| load::<V, HALF>(from, index + V::LANES * w));
+            let many: [V; W] = std::array::from_fn(|w| S::load(from, index + V::LANES * w, scale[w]));
             for m in 0..M {
                 let single = V::splat(*single[m]);
                 for w in 0..W {
@@ -454,27 +564,37 @@ unsafe fn outer<V: Vector, const M: usize, const W: usize, const HALF: bool>(
     }
 }
 
-/// Scores of `M` rows with the keys of `W` vectors: for each the products of ascending elements, summed one by one. What lies
-/// `ahead` is asked for, a line for each element.
+/// Where a strip's keys and their scales start, the elements from dimension to dimension, and what lies ahead.
+#[derive(Clone, Copy)]
+struct Keys {
+    from: *const u8,
+    stride: usize,
+    scales: *const u16,
+    ahead: Option<*const u16>,
+}
+
+/// Scores of `M` rows with the keys of `W` vectors: for each the products of ascending elements, summed one by one.
 #[inline(always)]
-unsafe fn score<V: Vector, const M: usize, const W: usize, const HALF: bool>(
+unsafe fn score<V: Vector, const M: usize, const W: usize, S: Stored>(
     row: usize,
     queries: &Queries,
-    keys: *const u8,
-    stride: usize,
-    ahead: Option<*const u16>,
+    keys: Keys,
     out: *mut f32,
 ) {
     // SAFETY: the callers keep rows and keys within bounds.
     unsafe {
         let q: [*const f32; M] = std::array::from_fn(|m| queries.row(row + m));
         let mut sums = [[V::splat(0.0); W]; M];
+        let mut scale = [V::splat(0.0); W];
         for d in 0..queries.head_dim {
-            if let Some(ahead) = ahead {
-                prefetch(ahead.wrapping_add(d * LINE));
+            if let Some(ahead) = keys.ahead {
+                prefetch(ahead.wrapping_add(d * S::WORDS));
+            }
+            if S::SCALED && d.is_multiple_of(KV_BLOCK) {
+                scale = std::array::from_fn(|w| scales_of::<V, S>(keys.scales, d, V::LANES * w));
             }
             let q: [*const f32; M] = std::array::from_fn(|m| q[m].add(d));
-            outer::<V, M, W, HALF>(q, keys, d * stride, &mut sums);
+            outer::<V, M, W, S>(q, keys.from, d * keys.stride, scale, &mut sums);
         }
         for m in 0..M {
             for w in 0..W {
@@ -484,20 +604,18 @@ unsafe fn score<V: Vector, const M: usize, const W: usize, const HALF: bool>(
     }
 }
 
-/// Where the values of a block's two pages start, the elements from key to key, and what lies ahead.
+/// Where the values of a block's two pages start, the elements from key to key, the scale of each, and what lies ahead.
 #[derive(Clone, Copy)]
 struct Values {
     pages: [*const u8; 2],
     stride: usize,
+    scales: *const f32,
     ahead: [Option<*const u16>; 2],
 }
 
-/// Halves in a cache line.
-const LINE: usize = 32;
-
 /// `W` vectors of weighted values for `M` rows, keys ascending.
 #[inline(always)]
-unsafe fn mix<V: Vector, const M: usize, const W: usize, const HALF: bool>(
+unsafe fn mix<V: Vector, const M: usize, const W: usize, S: Stored>(
     row: usize,
     values: Values,
     scores: *const f32,
@@ -513,11 +631,12 @@ unsafe fn mix<V: Vector, const M: usize, const W: usize, const HALF: bool>(
             let first = page * PAGE_TOKENS;
             for key in low.max(first)..high.min(first + PAGE_TOKENS) {
                 if let Some(ahead) = values.ahead[page] {
-                    prefetch(ahead.wrapping_add((key - first) * LINE));
+                    prefetch(ahead.wrapping_add((key - first) * S::WORDS));
                 }
                 let at = (key - first) * values.stride;
+                let scale = [V::splat(if S::SCALED { *values.scales.add(key) } else { 0.0 }); W];
                 let weights: [*const f32; M] = std::array::from_fn(|m| scores.add(m * BLOCK_KEYS + key));
-                outer::<V, M, W, HALF>(weights, values.pages[page], at, &mut sums);
+                outer::<V, M, W, S>(weights, values.pages[page], at, scale, &mut sums);
             }
         }
         for m in 0..M {

@@ -24,7 +24,9 @@ pub use aligned::AlignedBuf;
 pub use arena::Arena;
 pub use attention::PAGE_TOKENS;
 pub use blocks::{dequantize, quantize};
-pub use decoder::{Block, DecoderShape, Embedding, Head, KvStore, Norm, Projection, Rope, Stages, Workspace};
+pub use decoder::{
+    Block, DecoderShape, Embedding, Head, KvStore, KvType, Norm, Projection, Rope, Stages, Workspace,
+};
 pub use encoder::{
     EncoderBlock, EncoderMatrix, EncoderProjection, EncoderShape, EncoderWorkspace, LayerNorm,
 };

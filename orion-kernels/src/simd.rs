@@ -17,6 +17,9 @@ pub(crate) trait Lanes: Copy {
     /// Eight values must be readable at `from`.
     unsafe fn load_f16(from: *const u16) -> Self;
     /// # Safety
+    /// Eight values must be readable at `from`.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// # Safety
     /// Eight values must be writable at `to`.
     unsafe fn store(self, to: *mut f32);
     /// Rounds to half, ties to even.
@@ -109,8 +112,12 @@ pub(crate) trait Vector: Copy {
     /// As many values must be readable at `from`.
     unsafe fn load_f16(from: *const u16) -> Self;
     /// # Safety
+    /// As many values must be readable at `from`.
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// # Safety
     /// As many values must be writable at `to`.
     unsafe fn store(self, to: *mut f32);
+    fn mul(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once.
     fn fma(self, factor: Self, addend: Self) -> Self;
     /// [`Lanes::before`].
@@ -134,9 +141,18 @@ impl<L: Lanes> Vector for L {
         unsafe { L::load_f16(from) }
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: by this function's contract.
+        unsafe { L::load_i8(from) }
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: by this function's contract.
         unsafe { L::store(self, to) }
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        L::mul(self, other)
     }
     #[inline(always)]
     fn fma(self, factor: Self, addend: Self) -> Self {
@@ -173,6 +189,10 @@ impl Lanes for Plain8 {
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: by this function's contract.
         Self(unsafe { from.cast::<[u16; 8]>().read_unaligned() }.map(f16_to_f32))
+    }
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: by this function's contract.
+        Self(unsafe { from.cast::<[i8; 8]>().read_unaligned() }.map(f32::from))
     }
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: by this function's contract.
@@ -320,6 +340,10 @@ pub(crate) mod avx2 {
         #[inline(always)]
         unsafe fn load_f16(from: *const u16) -> Self {
             unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -473,8 +497,16 @@ pub(crate) mod avx512 {
             unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
         }
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            unsafe { Self(_mm512_mul_ps(self.0, other.0)) }
         }
         #[inline(always)]
         fn fma(self, factor: Self, addend: Self) -> Self {
@@ -528,6 +560,14 @@ pub(crate) mod neon {
                 asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) low, in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
                 asm!("fcvtl2 {0:v}.4s, {1:v}.8h", out(vreg) high, in(vreg) halves, options(pure, nomem, nostack, preserves_flags));
                 Self(low, high)
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            unsafe {
+                let words = vmovl_s8(vld1_s8(from));
+                let (low, high) = (vmovl_s16(vget_low_s16(words)), vmovl_s16(vget_high_s16(words)));
+                Self(vcvtq_f32_s32(low), vcvtq_f32_s32(high))
             }
         }
         #[inline(always)]

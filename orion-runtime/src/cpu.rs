@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use orion_core::{Error, ErrorKind, Result, TensorType, TileLayout, WeightSource};
 use orion_kernels::{
-    Arena, Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, PackedMatrix, Packer, Projection,
-    Rope, Stages, Workspace, dequantize,
+    Arena, Block, ComputePool, DecoderShape, Embedding, Head, Isa, KvStore, KvType, PackedMatrix, Packer,
+    Projection, Rope, Stages, Workspace, dequantize,
 };
 
 use crate::config::{Activation, DecoderConfig, RopePairing};
@@ -45,17 +45,17 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// Starts loading and returns at once. `rows` is the most that one step may have.
+    /// Starts loading and returns at once. `rows` is the most that one step may have, `kv` what keys and values are kept as.
     pub(crate) fn new(
         config: Arc<DecoderConfig>,
         table: WeightTable,
         source: Arc<dyn WeightSource>,
         arrivals: Arc<Arrivals>,
         pool: ComputePool,
-        rows: usize,
+        (rows, kv): (usize, KvType),
     ) -> Result<Self> {
         let isa = Isa::active()?;
-        let shape = shape(&config);
+        let shape = shape(&config, kv);
         let kv = KvStore::new(&shape)?;
         let workspace = Workspace::new(pool.clone(), isa, shape, ropes(&config), rows)?;
         let weights = Arc::new(Weights::new(config.layers.len(), arrivals));
@@ -303,7 +303,7 @@ fn halves(ty: TensorType, count: usize, bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(values.iter().flat_map(|&value| half::f16::from_f32(value).to_le_bytes()).collect())
 }
 
-fn shape(config: &DecoderConfig) -> DecoderShape {
+fn shape(config: &DecoderConfig, kv: KvType) -> DecoderShape {
     DecoderShape {
         hidden: config.hidden,
         ffn: config.ffn,
@@ -321,6 +321,7 @@ fn shape(config: &DecoderConfig) -> DecoderShape {
             Activation::GeluErf => orion_kernels::Activation::GeluErf,
         },
         rope_interleaved: config.rope_pairing == RopePairing::Interleaved,
+        kv,
     }
 }
 

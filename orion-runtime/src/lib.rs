@@ -33,7 +33,7 @@ pub use encoder::{EncoderConfig, EncoderOptions, Output, Pooling, Precision, Sen
 pub use kv_files::KvDirectory;
 pub use model::{Described, ExecutorKind, LocalModel, LocalRuntime, Positions, RuntimeOptions, check};
 pub use observe::InputObserver;
-pub use orion_kernels::ComputePool;
+pub use orion_kernels::{ComputePool, KvType};
 pub use perplexity::{Perplexity, TextChunks};
 pub use sampler::{log_sum_exp, top_logits};
 pub use template::{ChatTemplate, RenderOptions, RenderedPrompt};

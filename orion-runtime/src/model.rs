@@ -9,7 +9,7 @@ use orion_core::{
     Error, ErrorKind, Generation, GenerationEvent, Job, MetaValue, Model, ModelHeader, ModelInfo, Result,
     Runtime, TokenId, WeightSource,
 };
-use orion_kernels::{ComputePool, Isa};
+use orion_kernels::{ComputePool, Isa, KvType};
 
 use crate::config::DecoderConfig;
 use crate::cpu::{self, Cpu};
@@ -56,6 +56,8 @@ pub struct RuntimeOptions {
     /// Positions whose keys and values are kept, for running sequences and for prefix reuse; `None` for four full
     /// contexts, at most 256 Ki. Memory is taken as it is used.
     pub kv_tokens: Option<usize>,
+    /// What keys and values are kept as; the [`Portable`](ExecutorKind::Portable) executor keeps floats.
+    pub kv_type: KvType,
     /// Where keys and values of shared beginnings outlive the model; only for weights whose digest is known. `None` for
     /// nowhere.
     pub kv_directory: Option<KvDirectory>,
@@ -73,6 +75,7 @@ impl Default for RuntimeOptions {
             prefill_chunk: 512,
             queue: 64,
             kv_tokens: None,
+            kv_type: KvType::default(),
             kv_directory: None,
             input_observer: None,
         }
@@ -123,13 +126,17 @@ impl LocalRuntime {
         if kind != ExecutorKind::Portable && options.input_observer.is_some() {
             return Err(Error::invalid("inputs are shown by the portable executor only"));
         }
-        let info = info(header, &config, kind)?;
+        if kind == ExecutorKind::Portable && options.kv_type != KvType::F16 {
+            return Err(Error::unsupported("the portable executor keeps keys and values as floats"));
+        }
+        let info = info(header, &config, kind, options.kv_type)?;
         let digest = header.digest;
         let executor: Box<dyn Executor> = match kind {
             ExecutorKind::Cpu => {
                 let pool = options.pool.clone().map_or_else(ComputePool::shared, Ok)?;
                 let rows = options.prefill_chunk + options.max_batch;
-                Box::new(Cpu::new(config.clone(), table, source.clone(), arrivals.clone(), pool, rows)?)
+                let sizes = (rows, options.kv_type);
+                Box::new(Cpu::new(config.clone(), table, source.clone(), arrivals.clone(), pool, sizes)?)
             }
             ExecutorKind::Portable => {
                 let observer = options.input_observer.clone();
@@ -196,21 +203,29 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.map(drop).map_err(|error| Error::io(error, format!("starting thread {name}")))
 }
 
-fn info(header: &ModelHeader, config: &DecoderConfig, executor: ExecutorKind) -> Result<ModelInfo> {
+fn info(
+    header: &ModelHeader,
+    config: &DecoderConfig,
+    executor: ExecutorKind,
+    kv: KvType,
+) -> Result<ModelInfo> {
     let mut info = ModelInfo::new(config.architecture.name());
     info.name = header.metadata.get("general.name").and_then(MetaValue::as_str).map(str::to_owned);
     info.context_length = config.context_length;
     info.parameters = header.tensors.iter().map(orion_core::TensorInfo::elements).sum();
-    let width = match executor {
-        ExecutorKind::Cpu => size_of::<u16>(),
-        ExecutorKind::Portable => size_of::<f32>(),
+    let position_bytes = match executor {
+        ExecutorKind::Cpu => kv.position_bytes(config.head_dim),
+        ExecutorKind::Portable => 2 * size_of::<f32>() * config.head_dim,
     };
     info.weight_bytes = match executor {
         ExecutorKind::Cpu => header.tensors.iter().map(|tensor| tensor.bytes).sum(),
         ExecutorKind::Portable => 4 * info.parameters,
     };
-    info.kv_bytes_per_token = (2 * config.layers.len() * config.kv_width() * width) as u64;
+    info.kv_bytes_per_token = (config.layers.len() * config.kv_heads * position_bytes) as u64;
     info.executor = match executor {
+        ExecutorKind::Cpu if kv == KvType::Q8 => {
+            format!("cpu ({}), keys and values in 8 bits", Isa::active()?)
+        }
         ExecutorKind::Cpu => format!("cpu ({})", Isa::active()?),
         ExecutorKind::Portable => "portable (candle, f32)".into(),
     };

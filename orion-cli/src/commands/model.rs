@@ -1,7 +1,7 @@
 //! Arguments that say which model to run and how.
 
 use clap::{Args, ValueEnum};
-use orion::runtime::{ComputePool, ExecutorKind, LocalModel, LocalRuntime, RuntimeOptions};
+use orion::runtime::{ComputePool, ExecutorKind, KvType, LocalModel, LocalRuntime, RuntimeOptions};
 use orion::{Result, SamplingParams};
 
 use crate::source::{FetchArgs, Named};
@@ -26,6 +26,16 @@ pub(crate) struct RunArgs {
     /// What computes: the fast kernels or the portable reference
     #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     pub(crate) executor: Executor,
+    /// What keys and values are kept as: 16 or 8.5 bits each
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    pub(crate) kv_type: Kv,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Kv {
+    #[default]
+    F16,
+    Q8,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -55,6 +65,10 @@ impl ModelArgs {
         options.executor = match self.run.executor {
             Executor::Cpu => ExecutorKind::Cpu,
             Executor::Portable => ExecutorKind::Portable,
+        };
+        options.kv_type = match self.run.kv_type {
+            Kv::F16 => KvType::F16,
+            Kv::Q8 => KvType::Q8,
         };
         if let Some(threads) = self.run.threads {
             options.pool = Some(ComputePool::new(threads.into())?);

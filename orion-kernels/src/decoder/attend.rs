@@ -5,12 +5,13 @@ use std::ops::Range;
 
 use super::rotate::Rotate;
 use super::step::Step;
-use super::types::Block;
+use super::types::{Block, KV_BLOCK, KvType};
 use super::workspace::{Local, QUERY_TOKENS, Segment};
+use crate::activations::block_scale;
 use crate::attention::{BLOCK_KEYS, PAGE_TOKENS, Pages, Queries, attend, attend_block, merge_blocks};
 use crate::math::RmsNorm;
 use crate::pool::{Region, Shares};
-use crate::simd::{Kernel, Lanes, dispatch};
+use crate::simd::{Kernel, Lanes, dispatch, f16_to_f32, f32_to_f16};
 
 /// Attention of one block over the rows of a step.
 pub(super) trait Attending {
@@ -85,7 +86,8 @@ impl Step<'_> {
     }
 
     fn pages(&self, segment: &Segment, layer: usize, head: usize) -> Pages<'_> {
-        Pages { table: &self.pages[segment.pages.0..segment.pages.1], offset: self.kv.offset(layer, head) }
+        let (table, offset) = (&self.pages[segment.pages.0..segment.pages.1], self.kv.offset(layer, head));
+        Pages { table, offset, kv: self.shape.kv }
     }
 
     /// Up to [`QUERY_TOKENS`] tokens from `first` on, over all keys they see.
@@ -181,11 +183,25 @@ impl Step<'_> {
             turn(key, block.k_norm.as_ref(), 1.0);
             let page = self.pages(segment, layer, head).keys(position / PAGE_TOKENS);
             let slot = position % PAGE_TOKENS;
-            let halves = local.halves.as_mut_ptr();
-            dispatch(self.isa, Narrow { from: key, to: halves, len: head_dim });
-            (0..head_dim).for_each(|d| page.add(d * PAGE_TOKENS + slot).write(*halves.add(d)));
-            let values = page.add((PAGE_TOKENS + slot) * head_dim);
-            dispatch(self.isa, Narrow { from: self.buffers.v.add(at), to: values, len: head_dim });
+            let (value, values) = (self.buffers.v.add(at), page.add(shape.kv.head_words(head_dim) / 2));
+            let narrow = local.narrow.as_mut_ptr();
+            match shape.kv {
+                KvType::F16 => {
+                    dispatch(self.isa, Narrow { from: key, to: narrow, len: head_dim });
+                    (0..head_dim).for_each(|d| page.add(d * PAGE_TOKENS + slot).write(*narrow.add(d)));
+                    let to = values.add(slot * head_dim);
+                    dispatch(self.isa, Narrow { from: value, to, len: head_dim });
+                }
+                KvType::Q8 => {
+                    let (bytes, scales) = (narrow.cast::<i8>(), head_dim * PAGE_TOKENS / 2 + slot);
+                    let scale = page.add(scales);
+                    dispatch(self.isa, ToBytes { from: key, to: bytes, scale, len: head_dim });
+                    let keys = page.cast::<i8>();
+                    (0..head_dim).for_each(|d| keys.add(d * PAGE_TOKENS + slot).write(*bytes.add(d)));
+                    let (to, scale) = (values.cast::<i8>().add(slot * head_dim), values.add(scales));
+                    dispatch(self.isa, ToBytes { from: value, to, scale, len: head_dim });
+                }
+            }
         }
         debug_assert!(BLOCK_KEYS.is_multiple_of(PAGE_TOKENS));
     }
@@ -206,6 +222,38 @@ impl Kernel for Narrow {
         for i in (0..self.len).step_by(8) {
             // SAFETY: whoever builds the value vouches for `len` values on both sides.
             unsafe { L::load(self.from.add(i)).store_f16(self.to.add(i)) };
+        }
+    }
+}
+
+/// To bytes with a half as the scale of every [`KV_BLOCK`], the scales a page's tokens apart. A block with an infinity or a NaN
+/// gets the scale NaN.
+struct ToBytes {
+    from: *const f32,
+    to: *mut i8,
+    scale: *mut u16,
+    len: usize,
+}
+
+impl Kernel for ToBytes {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        for block in 0..self.len / KV_BLOCK {
+            // SAFETY: whoever builds the value vouches for `len` values on both sides and for the scales.
+            unsafe {
+                let (from, to) = (self.from.add(block * KV_BLOCK), self.to.add(block * KV_BLOCK));
+                let half = f32_to_f16(block_scale::<L>(std::slice::from_raw_parts(from, KV_BLOCK), 127.0));
+                self.scale.add(block * PAGE_TOKENS).write(half);
+                // By the scale as it is kept; where that has lost much, values may lie beyond.
+                let scale = f16_to_f32(half);
+                let inverse = if scale > 0.0 && scale.is_finite() { 1.0 / scale } else { 0.0 };
+                for i in (0..KV_BLOCK).step_by(8) {
+                    let value = L::load(from.add(i)).mul(L::splat(inverse));
+                    value.min(L::splat(127.0)).max(L::splat(-127.0)).store_i8(to.add(i));
+                }
+            }
         }
     }
 }

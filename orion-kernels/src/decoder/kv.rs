@@ -3,19 +3,19 @@
 
 use orion_core::Result;
 
-use super::types::DecoderShape;
+use super::types::{DecoderShape, KvType};
 use crate::aligned::AlignedBuf;
 use crate::arena::Arena;
-use crate::attention::PAGE_TOKENS;
 
-/// Pages of keys and values as halves, each for 64 positions of one sequence and all layers. Who holds which page is
+/// Pages of keys and values, each for 64 positions of one sequence and all layers. Who holds which page is
 /// the caller's business.
 #[derive(Debug)]
 pub struct KvStore {
-    /// Halves per layer and head: keys, then values.
-    head_values: usize,
+    kind: KvType,
+    /// 16-bit words per layer and head: keys, then values.
+    head_words: usize,
     kv_heads: usize,
-    page_values: usize,
+    page_words: usize,
     pages: Vec<AlignedBuf<u16>>,
     /// Where the pages lie: a long context is read whole for every token.
     arena: Arena,
@@ -38,12 +38,13 @@ impl KvStore {
     /// As for [`Workspace::new`](super::Workspace::new).
     pub fn new(shape: &DecoderShape) -> Result<Self> {
         shape.check()?;
-        let head_values = 2 * shape.head_dim * PAGE_TOKENS;
-        let page_values = shape.layers * shape.kv_heads * head_values;
+        let head_words = shape.kv.head_words(shape.head_dim);
+        let page_words = shape.layers * shape.kv_heads * head_words;
         Ok(Self {
-            head_values,
+            kind: shape.kv,
+            head_words,
             kv_heads: shape.kv_heads,
-            page_values,
+            page_words,
             pages: Vec::new(),
             arena: Arena::huge(),
             starts: Starts::default(),
@@ -53,7 +54,7 @@ impl KvStore {
     /// Makes pages `0..count` usable.
     pub fn reserve(&mut self, count: usize) {
         while self.pages.len() < count {
-            let mut page = self.arena.zeroed::<u16>(self.page_values);
+            let mut page = self.arena.zeroed::<u16>(self.page_words);
             self.starts.0.push(page.as_mut_ptr());
             self.pages.push(page);
         }
@@ -74,29 +75,30 @@ impl KvStore {
     /// Bytes of one page.
     #[must_use]
     pub fn page_bytes(&self) -> usize {
-        self.page_values * size_of::<u16>()
+        self.page_words * size_of::<u16>()
     }
 
     /// All keys and values of a page; which is whose is this crate's business, for as long as its version.
     #[must_use]
     pub fn page(&self, page: u32) -> Option<&[u16]> {
         let start = self.start(page)?;
-        // SAFETY: the pointer goes to the start of a buffer of `page_values` elements that `self` owns, and whoever could
+        // SAFETY: the pointer goes to the start of a buffer of `page_words` elements that `self` owns, and whoever could
         // write to it needs `self` exclusively.
-        Some(unsafe { std::slice::from_raw_parts(start, self.page_values) })
+        Some(unsafe { std::slice::from_raw_parts(start, self.page_words) })
     }
 
     /// The same, to be replaced.
     pub fn page_mut(&mut self, page: u32) -> Option<&mut [u16]> {
         let start = self.start(page)?;
         // SAFETY: as above, and `self` is borrowed exclusively.
-        Some(unsafe { std::slice::from_raw_parts_mut(start, self.page_values) })
+        Some(unsafe { std::slice::from_raw_parts_mut(start, self.page_words) })
     }
 
     pub(super) fn fits(&self, shape: &DecoderShape) -> bool {
-        let head_values = 2 * shape.head_dim * PAGE_TOKENS;
-        let page_values = shape.layers * shape.kv_heads * head_values;
-        (self.kv_heads, self.head_values, self.page_values) == (shape.kv_heads, head_values, page_values)
+        let head_words = shape.kv.head_words(shape.head_dim);
+        let page_words = shape.layers * shape.kv_heads * head_words;
+        (self.kind, self.kv_heads, self.head_words, self.page_words)
+            == (shape.kv, shape.kv_heads, head_words, page_words)
     }
 
     pub(super) fn start(&self, page: u32) -> Option<*mut u16> {
@@ -104,6 +106,6 @@ impl KvStore {
     }
 
     pub(super) fn offset(&self, layer: usize, head: usize) -> usize {
-        (layer * self.kv_heads + head) * self.head_values
+        (layer * self.kv_heads + head) * self.head_words
     }
 }

@@ -13,5 +13,6 @@ mod types;
 mod workspace;
 
 pub use kv::KvStore;
-pub use types::{Block, DecoderShape, Embedding, Head, Norm, Projection, Rope};
+pub(crate) use types::KV_BLOCK;
+pub use types::{Block, DecoderShape, Embedding, Head, KvType, Norm, Projection, Rope};
 pub use workspace::{Stages, Workspace};

@@ -2,6 +2,7 @@
 
 use orion_core::{Error, Result};
 
+use crate::attention::PAGE_TOKENS;
 use crate::math::Activation;
 use crate::tiles::PackedMatrix;
 
@@ -32,7 +33,39 @@ pub struct DecoderShape {
     pub activation: Activation,
     /// Rotary embeddings pair element `2i` with `2i + 1`; else `i` with `i + dim / 2`.
     pub rope_interleaved: bool,
+    /// What keys and values are kept as.
+    pub kv: KvType,
 }
+
+/// What keys and values are kept as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[non_exhaustive]
+pub enum KvType {
+    /// Halves: 16 bits a value.
+    #[default]
+    F16,
+    /// Bytes with a half as their scale for every 32 of a head, as in `Q8_0`: 8.5 bits a value. Heads must be multiples of 32.
+    Q8,
+}
+
+impl KvType {
+    /// Bytes of one position's key and value in one head.
+    #[must_use]
+    pub fn position_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::F16 => 4 * head_dim,
+            Self::Q8 => 2 * (head_dim + head_dim / KV_BLOCK * 2),
+        }
+    }
+
+    /// 16-bit words of one head's keys and values of a page, half of them for the values.
+    pub(crate) fn head_words(self, head_dim: usize) -> usize {
+        self.position_bytes(head_dim) * PAGE_TOKENS / 2
+    }
+}
+
+/// Values with one scale in [`KvType::Q8`].
+pub(crate) const KV_BLOCK: usize = 32;
 
 impl DecoderShape {
     /// # Errors
@@ -41,6 +74,13 @@ impl DecoderShape {
     pub(crate) fn check(&self) -> Result<()> {
         if !self.head_dim.is_multiple_of(16) || self.head_dim == 0 {
             return Err(Error::unsupported(format!("head size {} is no multiple of 16", self.head_dim)));
+        }
+        if self.kv == KvType::Q8 && !self.head_dim.is_multiple_of(KV_BLOCK) {
+            let message = format!(
+                "keys and values of eight bits need heads of a multiple of {KV_BLOCK}, this one has {}",
+                self.head_dim
+            );
+            return Err(Error::unsupported(message));
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
             return Err(Error::invalid(format!(

@@ -65,7 +65,7 @@ pub(super) struct Local {
     pub(super) rows: AlignedBuf<f32>,
     pub(super) residual: AlignedBuf<f32>,
     pub(super) attention: Scratch,
-    pub(super) halves: AlignedBuf<u16>,
+    pub(super) narrow: AlignedBuf<u16>,
 }
 
 /// The page pointers of the current segments.
@@ -142,7 +142,7 @@ impl Workspace {
                 rows: AlignedBuf::zeroed(REPLICATED_ROWS * widest),
                 residual: AlignedBuf::zeroed(shape.hidden),
                 attention: Scratch::new(QUERY_TOKENS.min(max_rows) * group, shape.head_dim),
-                halves: AlignedBuf::zeroed(shape.head_dim),
+                narrow: AlignedBuf::zeroed(shape.head_dim),
             })
         };
         Ok(Self {

@@ -149,7 +149,8 @@ unsafe fn six<V: Bytes>(block: *const u8, part: usize, group: usize, from: usize
     let quarter = group / 8;
     // SAFETY: the callers stay within the block.
     unsafe {
-        let lower = line::<V>(block, part * 16 + quarter % 2 * 8 + group % 8, from).bits(quarter / 2 * 4, 0, 15);
+        let lower =
+            line::<V>(block, part * 16 + quarter % 2 * 8 + group % 8, from).bits(quarter / 2 * 4, 0, 15);
         lower.or(line::<V>(block, 32 + part * 8 + group % 8, from).bits(quarter * 2, 4, 48))
     }
 }

@@ -3,7 +3,7 @@
 
 use orion_core::TensorType;
 use orion_kernels::{
-    Activation, Block, ComputePool, DecoderShape, Embedding, Head, PackedMatrix, Projection, Rope,
+    Activation, Block, ComputePool, DecoderShape, Embedding, Head, KvType, PackedMatrix, Projection, Rope,
 };
 
 use super::{Rng, random};
@@ -26,6 +26,7 @@ pub(crate) struct Options {
     pub(crate) soft_cap: Option<f32>,
     pub(crate) interleaved: bool,
     pub(crate) kv_heads: usize,
+    pub(crate) kv: KvType,
 }
 
 pub(crate) const PLAIN: Options = Options {
@@ -37,6 +38,7 @@ pub(crate) const PLAIN: Options = Options {
     soft_cap: None,
     interleaved: true,
     kv_heads: 2,
+    kv: KvType::F16,
 };
 
 pub(crate) fn build(options: Options) -> Model {
@@ -91,6 +93,7 @@ pub(crate) fn build(options: Options) -> Model {
             attention_soft_cap: options.soft_cap,
             activation: if options.post_norms { Activation::GeluTanh } else { Activation::Silu },
             rope_interleaved: options.interleaved,
+            kv: options.kv,
         },
         ropes: vec![rope(head_dim, 10_000.0), rope(head_dim / 2, 100.0)],
         embedding: Embedding { table: table.clone(), tokens: None, scale: 1.5 },
