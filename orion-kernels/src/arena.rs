@@ -19,7 +19,7 @@ const REGION: usize = 32 << 20;
 #[derive(Default)]
 pub struct Arena {
     regions: Mutex<Vec<Filling>>,
-    /// Huge pages from the start, for what is written to little by little.
+    /// Huge pages from the start.
     huge: bool,
 }
 
@@ -56,8 +56,10 @@ impl Region {
 }
 
 impl Arena {
-    /// An arena whose memory is in huge pages from the start.
-    pub(crate) fn huge() -> Self {
+    /// An arena whose memory is in huge pages from the start, where the system has some at hand. It fills a little more
+    /// slowly: the system has to find and clear them.
+    #[must_use]
+    pub fn huge() -> Self {
         Self { huge: true, ..Self::default() }
     }
 
@@ -77,9 +79,8 @@ impl Arena {
         AlignedBuf::in_region(last.region.clone(), offset, len)
     }
 
-    /// Has the system move what is written to huge pages, one after the other as long as `go_on` says so. Asked for while
-    /// they are filled, huge pages make loading wait: the system has to find and clear them. It changes no content, and a
-    /// system that cannot is left alone.
+    /// Has the system move what is written to huge pages, where it is in small ones, one after the other as long as `go_on`
+    /// says so. It changes no content, and a system that cannot is left alone.
     pub fn settle(&self, mut go_on: impl FnMut() -> bool) {
         let regions: Vec<(Arc<Region>, usize)> = {
             let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
