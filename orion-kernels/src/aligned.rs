@@ -104,8 +104,18 @@ pub(crate) fn prefer_huge_pages(start: *mut u8, bytes: usize) {
     unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
 }
 
+/// Takes that back for what has not been written to yet.
+#[cfg(target_os = "linux")]
+pub(crate) fn avoid_huge_pages(start: *mut u8, bytes: usize) {
+    // SAFETY: as above.
+    unsafe { libc::madvise(start.cast(), bytes, libc::MADV_NOHUGEPAGE) };
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn prefer_huge_pages(_: *mut u8, _: usize) {}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn avoid_huge_pages(_: *mut u8, _: usize) {}
 
 impl<T: Plain> Clone for AlignedBuf<T> {
     fn clone(&self) -> Self {

@@ -6,20 +6,26 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::aligned::{AlignedBuf, Plain, prefer_huge_pages};
+use crate::aligned::{AlignedBuf, Plain, avoid_huge_pages, prefer_huge_pages};
 
 const HUGE_PAGE: usize = 2 << 20;
 /// Bytes taken from the system at a time. What is not written to costs addresses and no memory.
 const REGION: usize = 32 << 20;
 
-/// Hands out zeroed memory of the same regions; they go back to the system with the last buffer in them.
+/// Clearing a huge page takes tenths of a millisecond, a few milliseconds where a hypervisor has to find it first. A system that
+/// needs longer has none at hand, and moves others' memory to make one: whoever fills it would wait for that.
+const AT_HAND: Duration = Duration::from_millis(4);
+
+/// Hands out zeroed memory of the same regions, in huge pages as long as the system has some at hand; they go back to the
+/// system with the last buffer in them.
 #[derive(Default)]
 pub struct Arena {
     regions: Mutex<Vec<Filling>>,
-    /// Huge pages from the start.
+    /// Huge pages whatever that takes, for what is written to little by little and read often.
     huge: bool,
 }
 
@@ -40,10 +46,21 @@ impl Region {
         let map: MmapRaw = MmapOptions::new().len(bytes.checked_add(HUGE_PAGE)?).map_anon().ok()?.into();
         let skip = map.as_ptr().addr().wrapping_neg() % HUGE_PAGE;
         let region = Self { map, skip };
-        if huge {
-            prefer_huge_pages(region.at(0), region.len() / HUGE_PAGE * HUGE_PAGE);
+        let whole = region.len() / HUGE_PAGE * HUGE_PAGE;
+        prefer_huge_pages(region.at(0), whole);
+        if !huge && whole > 0 && region.begin() > AT_HAND {
+            // What is written to from here on comes in small pages, and may settle later.
+            avoid_huge_pages(region.at(0), whole);
         }
         Some(region)
+    }
+
+    /// How long the system takes for the first page.
+    fn begin(&self) -> Duration {
+        let began = Instant::now();
+        // SAFETY: the region is not empty, and nobody else has it yet. It is zero as before.
+        unsafe { self.at(0).write_volatile(0) };
+        began.elapsed()
     }
 
     pub(crate) fn at(&self, offset: usize) -> *mut u8 {
@@ -56,10 +73,8 @@ impl Region {
 }
 
 impl Arena {
-    /// An arena whose memory is in huge pages from the start, where the system has some at hand. It fills a little more
-    /// slowly: the system has to find and clear them.
-    #[must_use]
-    pub fn huge() -> Self {
+    /// An arena whose memory is in huge pages whatever that takes.
+    pub(crate) fn huge() -> Self {
         Self { huge: true, ..Self::default() }
     }
 
@@ -87,6 +102,7 @@ impl Arena {
             regions.iter().map(|filling| (filling.region.clone(), filling.used)).collect()
         };
         for (region, used) in regions {
+            prefer_huge_pages(region.at(0), region.len() / HUGE_PAGE * HUGE_PAGE);
             // A last page that is hardly used would cost more memory than it saves time.
             for offset in (0..used.saturating_sub(HUGE_PAGE / 2)).step_by(HUGE_PAGE) {
                 if !go_on() || !to_huge_page(region.at(offset)) {

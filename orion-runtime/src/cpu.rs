@@ -64,8 +64,7 @@ impl Cpu {
         // Now, not when the load begins: rows that are asked for before would wait for a whole file.
         source.expect(&table.order(first == EmbeddingFirst::Yes));
         load::spawn(&weights, move |weights| {
-            // Decoding from small pages takes up to twice as long, and moving a large model afterwards takes seconds.
-            let arena = Arena::huge();
+            let arena = Arena::default();
             let vector = |reference: &_| load::vector_f32(&*source, reference);
             let matrix = |reference: &_| {
                 let matrix = pack(&pool, &arena, &*source, reference)?;
