@@ -73,6 +73,7 @@ def middle(values):
 def more(args, commands, weights, bandwidth):
     """In every round all that is compared, one after the other; medians of the rounds."""
     orion = commands["orion"]
+    commands = {name: commands[name] for name in ("orion", "llama.cpp")}
     rates = {}
     for turn in range(args.rounds):
         print(f"more, round {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
@@ -82,13 +83,13 @@ def more(args, commands, weights, bandwidth):
 
         note("deep", [*orion, "--depth", "4096"])
         note("eight", [*orion, "--streams", "8"])
-        for name, command in list(commands.items())[:2]:
+        for name, command in commands.items():
             note(name, command)
             with busy_core():
                 note(f"busy {name}", command)
     rate = {title: middle(values) for title, values in rates.items()}
     print()
-    for name in list(commands)[:2]:
+    for name in commands:
         busy = rate[f"busy {name}"]
         print(f"{name} while a process keeps one core busy: {busy:.1f} tokens/s, {100 * busy / rate[name]:.0f} % of {rate[name]:.1f}")
     bound = 1 / rate["orion"] + 4096 * weights.kv_bytes_per_token / (bandwidth * 1e9)

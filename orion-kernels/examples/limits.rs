@@ -56,9 +56,9 @@ fn multiply_all(isa: Isa, threads: usize, matrices: &[String]) -> Result<f64, Bo
         let [kind, shape, count] = matrix.split(':').collect::<Vec<_>>()[..] else {
             return Err(format!("{matrix}: not TYPE:ROWSxCOLUMNS:COUNT").into());
         };
-        let ty = TensorType::from_name(kind)
-            .filter(|ty| PackedMatrix::supports(*ty))
-            .ok_or_else(|| format!("{matrix}: unknown type"))?;
+        let ty = TensorType::from_name(kind).ok_or_else(|| format!("{matrix}: unknown type"))?;
+        // What has no kernels runs as halves.
+        let ty = if PackedMatrix::supports(ty) { ty } else { TensorType::F16 };
         let (rows, columns) = shape.split_once('x').ok_or("a shape is ROWSxCOLUMNS")?;
         let (rows, columns, count): (usize, usize, f64) = (rows.parse()?, columns.parse()?, count.parse()?);
         // Scales whose exponents are clear of infinity.

@@ -102,6 +102,7 @@ impl Arena {
             regions.iter().map(|filling| (filling.region.clone(), filling.used)).collect()
         };
         for (region, used) in regions {
+            // What was told to avoid them would not be moved.
             prefer_huge_pages(region.at(0), region.len() / HUGE_PAGE * HUGE_PAGE);
             // A last page that is hardly used would cost more memory than it saves time.
             for offset in (0..used.saturating_sub(HUGE_PAGE / 2)).step_by(HUGE_PAGE) {

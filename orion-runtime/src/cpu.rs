@@ -21,7 +21,7 @@ use crate::weights::{MatrixRef, WeightTable};
 /// decoding step.
 const SHORT_ROWS: usize = 16;
 
-/// The first answer goes before huge pages, and answers go on between one and the next.
+/// The first answer goes before moving to huge pages what could not have them at once, and answers go on between one and the next.
 const SETTLE_AFTER: Duration = Duration::from_millis(500);
 const SETTLE_PAUSE: Duration = Duration::from_millis(10);
 

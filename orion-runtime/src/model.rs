@@ -127,7 +127,9 @@ impl LocalRuntime {
             return Err(Error::invalid("inputs are shown by the portable executor only"));
         }
         if kind == ExecutorKind::Portable && options.kv_type != KvType::F16 {
-            return Err(Error::unsupported("the portable executor keeps keys and values as floats"));
+            return Err(Error::unsupported(
+                "keys and values of eight bits are the cpu executor's; the portable one, which runs this model, keeps floats",
+            ));
         }
         let info = info(header, &config, kind, options.kv_type)?;
         let digest = header.digest;

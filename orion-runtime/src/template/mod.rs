@@ -184,6 +184,7 @@ impl ChatTemplate {
         let parse = |text: &Option<String>, what: &str| {
             text.as_deref().map_or(Ok(Value::from(())), |text| json::parse(text, what))
         };
+        // What is no list, which only a caller's own JSON may be, has no messages.
         let mut fuel = FUEL + FUEL_PER_MESSAGE * messages.len().unwrap_or(0) as u64;
         let mut given = vec![
             ("messages".to_owned(), messages),
