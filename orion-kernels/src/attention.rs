@@ -96,12 +96,19 @@ impl Pages<'_> {
         unsafe { self.table[page].add(self.offset) }
     }
 
-    /// The head's part of a block's first or second page: its keys, then its values. `None` if there is no such page.
-    fn part(&self, block: usize, second: usize) -> Option<*const u16> {
-        let page = self.table.get(block * (BLOCK_KEYS / PAGE_TOKENS) + second)?;
-        Some(page.wrapping_add(self.offset).cast_const())
+    /// Where the head's part of a block lies, of those of its pages that there are.
+    pub(crate) fn block(&self, block: usize) -> Ahead {
+        [0, 1].map(|second| {
+            let page = self.table.get(block * (BLOCK_KEYS / PAGE_TOKENS) + second)?;
+            Some(page.wrapping_add(self.offset).cast_const())
+        })
     }
 }
+
+/// What to ask for during a block: the keys, then the values, of the pages of the block that comes next.
+pub(crate) type Ahead = [Option<*const u16>; 2];
+/// Nothing to ask for.
+pub(crate) const NOTHING: Ahead = [None; 2];
 
 /// Scratch space of one thread.
 #[derive(Debug)]
@@ -158,10 +165,11 @@ pub(crate) unsafe fn attend_block(
     queries: Queries,
     pages: Pages<'_>,
     block: usize,
+    next: Ahead,
     scratch: &mut Scratch,
     partial: *mut f32,
 ) {
-    dispatch_wide(isa, Part { queries, pages, block, scratch, partial });
+    dispatch_wide(isa, Part { queries, pages, block, next, scratch, partial });
 }
 
 /// Merges the partials of consecutive blocks, `stride` apart, into `out`.
@@ -196,7 +204,7 @@ impl WideKernel for Whole<'_> {
         scratch.sum[..rows].fill(0.0);
         for block in queries.blocks() {
             // SAFETY: the contract of `attend`.
-            unsafe { reduce::<L, V>(&queries, pages, block, scratch) };
+            unsafe { reduce::<L, V>(&queries, pages, block, pages.block(block + 1), scratch) };
             for row in 0..rows {
                 let (greatest, sum) = (scratch.block_greatest[row], scratch.block_sum[row]);
                 if sum == UNSEEN {
@@ -225,6 +233,7 @@ struct Part<'a> {
     queries: Queries,
     pages: Pages<'a>,
     block: usize,
+    next: Ahead,
     scratch: &'a mut Scratch,
     partial: *mut f32,
 }
@@ -232,11 +241,11 @@ struct Part<'a> {
 impl WideKernel for Part<'_> {
     #[inline(always)]
     fn run<L: Lanes, V: Vector>(self) {
-        let Self { queries, pages, block, scratch, partial } = self;
+        let Self { queries, pages, block, next, scratch, partial } = self;
         let head_dim = queries.head_dim;
         // SAFETY: the contract of `attend_block`.
         unsafe {
-            reduce::<L, V>(&queries, pages, block, scratch);
+            reduce::<L, V>(&queries, pages, block, next, scratch);
             for row in 0..queries.rows() {
                 let to = partial.add(row * (2 + head_dim));
                 to.write(scratch.block_greatest[row]);
@@ -386,13 +395,14 @@ unsafe fn reduce<L: Lanes, V: Vector>(
     queries: &Queries,
     pages: Pages<'_>,
     block: usize,
+    next: Ahead,
     scratch: &mut Scratch,
 ) {
     // SAFETY: passed on; the pages hold what they say.
     unsafe {
         match pages.kv {
-            KvType::F16 => reduce_block::<L, V, Halves>(queries, pages, block, scratch),
-            KvType::Q8 => reduce_block::<L, V, Bytes>(queries, pages, block, scratch),
+            KvType::F16 => reduce_block::<L, V, Halves>(queries, pages, block, next, scratch),
+            KvType::Q8 => reduce_block::<L, V, Bytes>(queries, pages, block, next, scratch),
         }
     }
 }
@@ -404,6 +414,7 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
     queries: &Queries,
     pages: Pages<'_>,
     block: usize,
+    next: Ahead,
     scratch: &mut Scratch,
 ) {
     let (rows, head_dim) = (queries.rows(), queries.head_dim);
@@ -416,8 +427,8 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
     // With few rows memory is what limits, and what the CPU fetches by itself ends with each page: the next block is asked
     // for meanwhile.
     let ahead = match rows <= WIDE_ROWS {
-        true => [0, 1].map(|second| pages.part(block + 1, second)),
-        false => [None; 2],
+        true => next,
+        false => NOTHING,
     };
     // Where the values follow their keys, and in both the scales their bytes, in words.
     let (values, scales) = (pages.kv.head_words(head_dim) / 2, head_dim * PAGE_TOKENS / 2);

@@ -1,14 +1,14 @@
 //! The attention phases of a block.
 #![allow(unsafe_code, reason = "threads write disjoint parts of shared buffers, separated by barriers")]
 
-use std::ops::Range;
-
 use super::rotate::Rotate;
 use super::step::Step;
 use super::types::{Block, KV_BLOCK, KvType};
 use super::workspace::{Local, QUERY_TOKENS, Segment};
 use crate::activations::block_scale;
-use crate::attention::{BLOCK_KEYS, PAGE_TOKENS, Pages, Queries, attend, attend_block, merge_blocks};
+use crate::attention::{
+    BLOCK_KEYS, NOTHING, PAGE_TOKENS, Pages, Queries, attend, attend_block, merge_blocks,
+};
 use crate::math::RmsNorm;
 use crate::pool::{Region, Shares};
 use crate::simd::{Kernel, Lanes, dispatch, f16_to_f32, f32_to_f16};
@@ -115,28 +115,32 @@ impl Step<'_> {
             // SAFETY: `prepare` made room for every block of every single row.
             unsafe { self.buffers.partials.add((index * kv_heads + head) * group * size) }
         };
-        // Each block asks for the next one, so threads have long runs of them first, and short ones to end together.
+        // A block asks for the one that its thread does next.
         let items = parts * kv_heads;
         let shares = Shares { items, first: items / region.threads() / 2, grain: 2 };
-        let run = |range: Range<usize>| {
-            for task in range {
-                // Blocks of one head follow each other, as they do in memory.
-                let (head, mut index) = (task / parts, task % parts);
-                let at = part(index, head);
-                for segment in self.segments {
-                    let queries = self.queries(block, segment, head, 0, 1);
-                    let blocks = queries.blocks();
-                    if index < blocks.len() {
-                        let (pages, number) = (self.pages(segment, layer, head), blocks.start + index);
-                        // SAFETY: the keys are complete since the last barrier; the part is this task's.
-                        unsafe { attend_block(self.isa, queries, pages, number, &mut local.attention, at) };
-                        break;
-                    }
-                    index -= blocks.len();
+        let place = |task: usize| {
+            let (head, mut index) = (task / parts, task % parts);
+            for segment in self.segments {
+                let queries = self.queries(block, segment, head, 0, 1);
+                let blocks = queries.blocks();
+                if index < blocks.len() {
+                    return (queries, self.pages(segment, layer, head), blocks.start + index);
                 }
+                index -= blocks.len();
             }
+            unreachable!("blocks were counted over the segments")
         };
-        region.share(shares, run, || false);
+        let run = |task: usize, next: Option<usize>| {
+            let at = part(task % parts, task / parts);
+            let (queries, pages, number) = place(task);
+            let next = next.map_or(NOTHING, |next| {
+                let (_, pages, number) = place(next);
+                pages.block(number)
+            });
+            // SAFETY: the keys are complete since the last barrier; the part is this task's.
+            unsafe { attend_block(self.isa, queries, pages, number, next, &mut local.attention, at) };
+        };
+        region.share_foreseen(shares, run);
         region.for_chunks(self.rows * kv_heads * group, 1, |range| {
             for task in range {
                 let (row, head, member) = (task / group / kv_heads, task / group % kv_heads, task % group);

@@ -407,6 +407,26 @@ impl<'a> Region<'a> {
         }
         self.barrier_meanwhile(meanwhile);
     }
+
+    /// Hands out shares, then meets at a barrier. The body gets items one by one, each with the one that this thread does next; for
+    /// that a thread takes a share before it begins with the one before.
+    pub(crate) fn share_foreseen(&self, shares: Shares, mut body: impl FnMut(usize, Option<usize>)) {
+        let Shares { items, first, grain } = shares;
+        let take = || {
+            let start = self.threads * first + self.shared.cursor.0.fetch_add(grain, Ordering::Relaxed);
+            start.min(items)..(start + grain).min(items)
+        };
+        let mut share = if first > 0 { shares.first_of(self.thread) } else { take() };
+        while !share.is_empty() {
+            let next = take();
+            let after = (!next.is_empty()).then_some(next.start);
+            for item in share.clone() {
+                body(item, if item + 1 < share.end { Some(item + 1) } else { after });
+            }
+            share = next;
+        }
+        self.barrier_meanwhile(|| false);
+    }
 }
 
 /// How a phase's items are shared out: to each thread `first` of them that it knows beforehand, the rest in chunks of `grain` to
