@@ -16,6 +16,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -60,7 +61,13 @@ class Weights:
         # What a prompt's token is multiplied with; the head is for the last one alone.
         matrices = [t for t in told["tensors"] if len(t["shape"]) == 2 and t["name"].startswith("blk.")]
         self.products = sum(t["shape"][0] * t["shape"][1] for t in matrices)
-        kinds = collections.Counter((t["type"], *t["shape"]) for t in matrices)
+        # What reads the same input is multiplied in one go.
+        phases = collections.Counter()
+        for t in matrices:
+            _, layer, role = t["name"].split(".", 2)
+            role = re.sub("^attn_[qkv]\\b", "attn_qkv", re.sub("^ffn_(gate|up)\\b", "ffn_gate_up", role))
+            phases[layer, role, t["type"], t["shape"][1]] += t["shape"][0]
+        kinds = collections.Counter((kind, rows, cols) for (_, _, kind, cols), rows in phases.items())
         self.matrices = [f"{kind}:{rows}x{cols}:{count}" for (kind, rows, cols), count in kinds.items()]
         shape = told["model"]
         self.kv_bytes_per_token = 2 * 2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"]

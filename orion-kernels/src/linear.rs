@@ -10,6 +10,7 @@ use crate::aligned::AlignedBuf;
 use crate::gemm::{Rows, tile_product};
 use crate::isa::Isa;
 use crate::pool::ComputePool;
+use crate::simd::prefetch_to_write;
 use crate::tiles::{PackedMatrix, Panel, TILE_ROWS};
 
 /// Scratch space of [`linear`], allocated once.
@@ -88,7 +89,8 @@ pub fn linear(
         _ => Rows::Quantised(view),
     });
     let out = Out(out.as_mut_ptr());
-    let grain = (weights.tiles() / (pool.threads() * 8)).clamp(1, 64);
+    // With many rows a tile is long enough by itself.
+    let grain = if rows <= 16 { (weights.tiles() / (pool.threads() * 8)).clamp(1, 64) } else { 1 };
     pool.run(|region| {
         region.for_chunks(rows, 8, |range| {
             for row in range {
@@ -104,14 +106,28 @@ pub fn linear(
                 unsafe { tile_product(isa, weights, tile, source.get(), rows, panel, block) };
                 let width = TILE_ROWS.min(n - tile * TILE_ROWS);
                 for row in 0..rows {
-                    let from = &block[row * TILE_ROWS..][..width];
+                    let to = out.get().wrapping_add(row * n + tile * TILE_ROWS);
+                    prefetch_to_write(to.wrapping_add(ROWS_AHEAD * n));
                     // SAFETY: row and columns lie within `out`, and only this thread has this tile.
-                    unsafe {
-                        let to = out.get().add(row * n + tile * TILE_ROWS);
-                        std::ptr::copy_nonoverlapping(from.as_ptr(), to, width);
-                    }
+                    unsafe { copy(&block[row * TILE_ROWS..][..width], to) };
                 }
             }
         });
     })
+}
+
+/// Rows whose lines are asked for before their turn: each is another line, that another thread has read.
+pub(crate) const ROWS_AHEAD: usize = 12;
+
+/// Copies a row of a tile's results.
+#[inline(always)]
+pub(crate) unsafe fn copy(values: &[f32], to: *mut f32) {
+    // SAFETY: the caller vouches for the target.
+    unsafe {
+        match <&[f32; TILE_ROWS]>::try_from(values) {
+            // All but the matrix's last tile are whole, and of a length known beforehand this takes no call.
+            Ok(whole) => to.cast::<[f32; TILE_ROWS]>().write_unaligned(*whole),
+            Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
+        }
+    }
 }

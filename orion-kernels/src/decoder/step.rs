@@ -13,6 +13,7 @@ use super::workspace::{Local, MAX_ROPES, REPLICATED_ROWS, Segment, Stages, Works
 use crate::activations::{ActKind, QuantView};
 use crate::gemm::{Rows, tile_product};
 use crate::isa::Isa;
+use crate::linear::{ROWS_AHEAD, copy};
 use crate::math::{RmsNorm, Sum, activate_rows, soft_cap};
 use crate::pool::{Region, Shares};
 use crate::simd::{dispatch, prefetch, prefetch_to_write};
@@ -581,9 +582,6 @@ impl Step<'_> {
     }
 }
 
-/// Rows whose lines are asked for before their turn: each is another line, that another thread has read.
-const ROWS_AHEAD: usize = 12;
-
 /// How tiles are shared out: half of them beforehand, the rest in enough chunks that a slower thread can take fewer. With many
 /// rows a tile is long enough by itself.
 fn shares(region: &Region<'_>, tiles: usize, rows: usize) -> Shares {
@@ -635,19 +633,6 @@ impl Ahead {
         *at = at.wrapping_add(LINES * 64);
         *left = left.saturating_sub(LINES * 64);
         true
-    }
-}
-
-/// Copies a row of a tile's results.
-#[inline(always)]
-unsafe fn copy(values: &[f32], to: *mut f32) {
-    // SAFETY: the caller vouches for the target.
-    unsafe {
-        match <&[f32; TILE_ROWS]>::try_from(values) {
-            // All but the matrix's last tile are whole, and of a length known beforehand this takes no call.
-            Ok(whole) => to.cast::<[f32; TILE_ROWS]>().write_unaligned(*whole),
-            Err(_) => std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()),
-        }
     }
 }
 
