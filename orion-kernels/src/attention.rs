@@ -20,8 +20,10 @@ pub const PAGE_TOKENS: usize = 64;
 /// Keys per block.
 pub(crate) const BLOCK_KEYS: usize = 128;
 
-/// Rows from which on converting keys and values to f32 once is cheaper than at every use.
-const PANEL_ROWS: usize = 8;
+/// Rows from which on converting keys and values to f32 once is cheaper than at every use: more than are multiplied at a time.
+const fn panel_rows<V: Vector>() -> usize {
+    if V::LANES == 16 { 9 } else { 8 }
+}
 
 /// Rows up to which 32 keys or values at a time are needed to keep the multipliers busy.
 const WIDE_ROWS: usize = 3;
@@ -364,24 +366,25 @@ impl Stored for Bytes {
     }
 }
 
-/// Runs a micro-kernel over rows of that many keys or columns, as many rows at a time as there are registers for.
+/// Runs a micro-kernel over rows of that many keys or columns, as many rows at a time as there are registers for, but for one or
+/// two left over, which would not keep the multipliers busy.
 macro_rules! each_rows {
     ($row:ident of $rows:expr, $width:expr, $kernel:ident, $vector:ident, $stored:ty, $args:tt) => {{
         let (rows, mut $row) = ($rows, 0);
         match $width / $vector::LANES {
             4 => each_rows!(@ $row, rows, $kernel, $vector, 4, $stored, $args, [3 2 1]),
             2 if $vector::LANES == 16 => {
-                each_rows!(@ $row, rows, $kernel, $vector, 2, $stored, $args, [12 6 5 4 3 2 1])
+                each_rows!(@ $row, rows, $kernel, $vector, 2, $stored, $args, [12 8 6 5 4 3 2 1])
             }
             1 if $vector::LANES == 16 => {
-                each_rows!(@ $row, rows, $kernel, $vector, 1, $stored, $args, [12 6 5 4 3 2 1])
+                each_rows!(@ $row, rows, $kernel, $vector, 1, $stored, $args, [12 8 6 5 4 3 2 1])
             }
             _ => each_rows!(@ $row, rows, $kernel, $vector, 2, $stored, $args, [6 5 4 3 2 1]),
         }
     }};
     (@ $row:ident, $rows:ident, $kernel:ident, $vector:ident, $width:tt, $stored:ty, $args:tt, [$($most:tt)*]) => {
         {
-            $(while $rows - $row >= $most {
+            $(while $rows - $row >= $most && ($most < 5 || !matches!($rows - $row - $most, 1 | 2)) {
                 $kernel::<$vector, $most, $width, $stored> $args;
                 $row += $most;
             })*
@@ -424,12 +427,9 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
     let (low, high) = (first.max(base) - base, end.min(base + BLOCK_KEYS) - base);
     let panel = scratch.panel.as_mut_ptr();
     let scores = scratch.scores.as_mut_ptr();
-    // With few rows memory is what limits, and what the CPU fetches by itself ends with each page: the next block is asked
+    // With one token memory is what limits, and what the CPU fetches by itself ends with each page: the next block is asked
     // for meanwhile.
-    let ahead = match rows <= WIDE_ROWS {
-        true => next,
-        false => NOTHING,
-    };
+    let ahead = if queries.tokens == 1 { next } else { NOTHING };
     // Where the values follow their keys, and in both the scales their bytes, in words.
     let (values, scales) = (pages.kv.head_words(head_dim) / 2, head_dim * PAGE_TOKENS / 2);
     if S::SCALED {
@@ -441,7 +441,8 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
         }
     }
     // Keys or values at a time.
-    let width = if rows <= WIDE_ROWS || (V::LANES == 16 && rows >= PANEL_ROWS) { 32 } else { 16 };
+    let width = if rows <= WIDE_ROWS || V::LANES == 16 { 32 } else { 16 };
+    let words = width * S::WORDS / 32;
     // SAFETY: here and in the block below: the contract of `attend`; the page of every key below `high` exists.
     unsafe {
         for strip in (low / width * width..high).step_by(width) {
@@ -452,18 +453,19 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
                 false => keys.add(at).cast(),
             };
             let out = scores.add(strip);
-            if rows < PANEL_ROWS {
-                // Something for each element, over all strips the keys of the next block.
-                let half = at * head_dim * S::WORDS / 32;
-                let ahead = ahead[strip / PAGE_TOKENS].map(|part| part.wrapping_add(half));
+            // Something for each element, over all strips the keys of the next block.
+            let first = at * head_dim * S::WORDS / 32;
+            let ahead = ahead[strip / PAGE_TOKENS].map(|part| (part.wrapping_add(first), words));
+            if rows < panel_rows::<V>() {
                 let args = Keys { from: keys, stride: PAGE_TOKENS, scales, ahead };
-                if S::SCALED {
+                if S::SCALED || rows > WIDE_ROWS {
                     each_rows!(row of rows, width, score, V, S, (row, queries, args, out));
                 } else {
                     each_rows!(row of rows, width, score, L, S, (row, queries, args, out));
                 }
             } else {
                 for d in 0..head_dim {
+                    ask(ahead, d);
                     for i in (0..width).step_by(V::LANES) {
                         let scale = scales_of::<V, S>(scales, d, i);
                         S::load(keys, d * PAGE_TOKENS + i, scale).store(panel.add(d * width + i));
@@ -505,18 +507,19 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
                 false => page.add(column).cast(),
             });
             let scales = own_scales.cast_const();
-            if rows < PANEL_ROWS {
-                // Something for each value, over all columns the values of the next block.
-                let first = values + column * 2 * S::WORDS;
-                let ahead = ahead.map(|part| part.map(|part| part.wrapping_add(first)));
+            // Something for each value, over all columns the values of the next block.
+            let first = values + column * 2 * S::WORDS;
+            let ahead = ahead.map(|part| part.map(|part| (part.wrapping_add(first), words)));
+            if rows < panel_rows::<V>() {
                 let source = Values { pages: starts, stride: head_dim, scales, ahead };
-                if S::SCALED {
+                if S::SCALED || rows > WIDE_ROWS {
                     each_rows!(row of rows, width, mix, V, S, (row, source, scores, ends, out, head_dim));
                 } else {
                     each_rows!(row of rows, width, mix, L, S, (row, source, scores, ends, out, head_dim));
                 }
             } else {
                 for key in low..high {
+                    ask(ahead[key / PAGE_TOKENS], key % PAGE_TOKENS);
                     let (from, scale) = (starts[key / PAGE_TOKENS], V::splat(*scales.add(key)));
                     for i in (0..width).step_by(V::LANES) {
                         let value = S::load(from, key % PAGE_TOKENS * head_dim + i, scale);
@@ -529,6 +532,14 @@ unsafe fn reduce_block<L: Lanes, V: Vector, S: Stored>(
                 each_rows!(row of rows, width, mix, V, Floats, (row, source, scores, ends, out, head_dim));
             }
         }
+    }
+}
+
+/// Asks for the words, of so many for each element or key, that lie ahead.
+#[inline(always)]
+fn ask(ahead: Option<(*const u16, usize)>, index: usize) {
+    if let Some((at, words)) = ahead {
+        prefetch(at.wrapping_add(index * words));
     }
 }
 
@@ -581,7 +592,7 @@ struct Keys {
     from: *const u8,
     stride: usize,
     scales: *const u16,
-    ahead: Option<*const u16>,
+    ahead: Option<(*const u16, usize)>,
 }
 
 /// Scores of `M` rows with the keys of `W` vectors: for each the products of ascending elements, summed one by one.
@@ -598,9 +609,7 @@ unsafe fn score<V: Vector, const M: usize, const W: usize, S: Stored>(
         let mut sums = [[V::splat(0.0); W]; M];
         let mut scale = [V::splat(0.0); W];
         for d in 0..queries.head_dim {
-            if let Some(ahead) = keys.ahead {
-                prefetch(ahead.wrapping_add(d * S::WORDS));
-            }
+            ask(keys.ahead, d);
             if S::SCALED && d.is_multiple_of(KV_BLOCK) {
                 scale = std::array::from_fn(|w| scales_of::<V, S>(keys.scales, d, V::LANES * w));
             }
@@ -621,7 +630,7 @@ struct Values {
     pages: [*const u8; 2],
     stride: usize,
     scales: *const f32,
-    ahead: [Option<*const u16>; 2],
+    ahead: [Option<(*const u16, usize)>; 2],
 }
 
 /// `W` vectors of weighted values for `M` rows, keys ascending.
@@ -641,9 +650,7 @@ unsafe fn mix<V: Vector, const M: usize, const W: usize, S: Stored>(
         for page in 0..2 {
             let first = page * PAGE_TOKENS;
             for key in low.max(first)..high.min(first + PAGE_TOKENS) {
-                if let Some(ahead) = values.ahead[page] {
-                    prefetch(ahead.wrapping_add((key - first) * S::WORDS));
-                }
+                ask(values.ahead[page], key - first);
                 let at = (key - first) * values.stride;
                 let scale = [V::splat(if S::SCALED { *values.scales.add(key) } else { 0.0 }); W];
                 let weights: [*const f32; M] = std::array::from_fn(|m| scores.add(m * BLOCK_KEYS + key));
